@@ -1,0 +1,1 @@
+"""Reading and writing documents: shards, images, synthetic families."""

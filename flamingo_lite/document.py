@@ -1,0 +1,287 @@
+"""A document: an immutable sequence of texts and images. Everything is one: a caption pair, a web page,
+a few-shot prompt, a conversation.
+
+An image is known by the sha256 of its encoded bytes: features are cached under it and contamination
+is found by it. Its bytes are foreign, so they are decoded here and nowhere else, defensively.
+"""
+
+import hashlib
+import io
+import struct
+import zlib
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any, overload
+
+import PIL.Image
+
+from flamingo_lite.errors import FlamingoError
+
+IMAGE_TOKEN = "<image>"
+END_OF_CHUNK = "<|endofchunk|>"
+
+MAX_BYTES = 128 * 2**20
+# An encoded image above this size is refused before it is read.
+MAX_PIXELS = 64_000_000
+# An image with more pixels is refused before its pixels are decoded.
+
+
+@dataclass(frozen=True, slots=True)
+class Text:
+    """A piece of text. `loss`: it is trained on; `role`: who says it, in a conversation;
+    `ends_chunk`: `<|endofchunk|>` follows it, trained on exactly when the text is."""
+
+    text: str
+    loss: bool = True
+    role: str | None = None
+    ends_chunk: bool = False
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.text, str):
+            raise FlamingoError(f"a Text is made from a str, not from {type(self.text).__name__}")
+
+
+class Image:
+    """An encoded image (JPEG, PNG or WebP), from a path, bytes, or a PIL image (which becomes PNG at once).
+
+    `words` says what the image shows; it is no part of the identity: images are equal when their bytes are.
+    A path is read once, when the bytes are first needed. Errors: `FlamingoError` for any other source.
+    """
+
+    __slots__ = ("_data", "_id", "_path", "words")
+
+    def __init__(self, source: "str | Path | bytes | PIL.Image.Image", words: str | None = None) -> None:
+        self.words = words
+        self._path: Path | None = None
+        self._data: bytes | None = None
+        self._id: str | None = None
+        match source:
+            case str() | Path():
+                self._path = Path(source)
+            case bytes():
+                self._data = source
+            case PIL.Image.Image():
+                self._data = _encode_png(source)
+            case _:
+                raise FlamingoError(
+                    f"an Image is made from a path, bytes or a PIL image, not from {type(source).__name__}"
+                )
+
+    @property
+    def data(self) -> bytes:
+        """The encoded bytes. Errors: `FlamingoError` naming a path that cannot be read."""
+        if self._data is None:
+            assert self._path is not None
+            self._data = _read(self._path)
+        return self._data
+
+    @property
+    def id(self) -> str:
+        """sha256 of the encoded bytes, in hex."""
+        if self._id is None:
+            self._id = hashlib.sha256(self.data).hexdigest()
+        return self._id
+
+    @property
+    def name(self) -> str:
+        """What to call the image in a message: its path, or the head of its id."""
+        return str(self._path) if self._path is not None else f"image {self.id[:12]}"
+
+    def pil(self) -> "PIL.Image.Image":
+        """The decoded image: RGB, upright by its EXIF orientation, transparency laid over white.
+
+        Errors: `FlamingoError` naming the image for anything that is not a whole JPEG, PNG or WebP.
+        """
+        return decode_image(self.data, self.name)
+
+    def __eq__(self, other: object) -> bool:
+        return self.id == other.id if isinstance(other, Image) else NotImplemented
+
+    def __hash__(self) -> int:
+        return hash(self.id)
+
+    def __repr__(self) -> str:
+        # A path is shown unread: printing a document must not fail on a missing file.
+        shown = repr(str(self._path)) if self._path is not None else self.id[:12]
+        return f"Image({shown})" if self.words is None else f"Image({shown}, words={self.words!r})"
+
+
+class Document(Sequence["Text | Image"]):
+    """An immutable sequence of `Text` and `Image`; a `str` becomes a `Text`. `meta` is free, JSON-like data.
+
+    Equal documents have equal segments and equal `meta`. Errors: `FlamingoError` naming the position of a
+    segment that is neither.
+    """
+
+    __slots__ = ("_meta", "_segments")
+
+    def __init__(
+        self, segments: "Iterable[Text | Image | str]", meta: Mapping[str, Any] | None = None
+    ) -> None:
+        if isinstance(segments, str):
+            raise FlamingoError(
+                "a Document is made from a sequence of segments, not from one str: write [text]"
+            )
+        self._segments: tuple[Text | Image, ...] = tuple(_segment(i, s) for i, s in enumerate(segments))
+        self._meta: dict[str, Any] = dict(meta or {})
+
+    @property
+    def meta(self) -> Mapping[str, Any]:
+        return MappingProxyType(self._meta)
+
+    @property
+    def images(self) -> tuple[Image, ...]:
+        return tuple(s for s in self._segments if isinstance(s, Image))
+
+    @property
+    def texts(self) -> tuple[Text, ...]:
+        return tuple(s for s in self._segments if isinstance(s, Text))
+
+    def text_twin(self) -> "Document":
+        """The document with every image replaced by what it shows: `Text("[" + words + "]", loss=False)`.
+
+        Errors: `FlamingoError` for an image without words.
+        """
+        return Document([_in_words(s) if isinstance(s, Image) else s for s in self._segments], self._meta)
+
+    @overload
+    def __getitem__(self, index: int) -> "Text | Image": ...
+    @overload
+    def __getitem__(self, index: slice) -> "Document": ...
+    def __getitem__(self, index: int | slice) -> "Text | Image | Document":
+        if isinstance(index, slice):
+            return Document(self._segments[index], self._meta)
+        return self._segments[index]
+
+    def __len__(self) -> int:
+        return len(self._segments)
+
+    def __iter__(self) -> "Iterator[Text | Image]":
+        return iter(self._segments)
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, Document):
+            return NotImplemented
+        return self._segments == other._segments and self._meta == other._meta
+
+    def __hash__(self) -> int:
+        return hash(self._segments)
+
+    def __repr__(self) -> str:
+        meta = f", meta={self._meta!r}" if self._meta else ""
+        return f"Document({list(self._segments)!r}{meta})"
+
+
+def image_format(data: bytes) -> str | None:
+    """ "jpg", "png" or "webp" by the first bytes; None for anything else."""
+    if data.startswith(b"\xff\xd8\xff"):
+        return "jpg"
+    if data.startswith(b"\x89PNG\r\n\x1a\n"):
+        return "png"
+    if data[:4] == b"RIFF" and data[8:12] == b"WEBP":
+        return "webp"
+    return None
+
+
+def decode_image(data: bytes, name: str) -> "PIL.Image.Image":
+    """Encoded bytes to an upright RGB image. Errors: `FlamingoError` naming `name`.
+
+    Only three formats are offered to Pillow, so that its rarer decoders are never reached; the size in the
+    header is checked before any pixel is decoded; a truncated file is an error, never a half-grey picture.
+    """
+    if image_format(data) is None:
+        raise FlamingoError(f"{name}: not an image; expected JPEG, PNG or WebP")
+    try:
+        with PIL.Image.open(io.BytesIO(data), formats=["JPEG", "PNG", "WEBP"]) as image:
+            if (pixels := image.width * image.height) > MAX_PIXELS:
+                raise FlamingoError(
+                    f"{name}: {pixels:,} pixels, above the limit of {MAX_PIXELS:,}; shrink it"
+                )
+            image.load()
+            return _rgb(_upright(image))
+    except _DECODING_ERRORS as error:
+        raise FlamingoError(f"{name}: not a readable image ({error or type(error).__name__})") from error
+
+
+# What Pillow's three decoders raise on damaged files. The bomb warning is for users who make it an error.
+_DECODING_ERRORS: tuple[type[Exception], ...] = (
+    OSError, SyntaxError, ValueError, TypeError, EOFError, LookupError, ArithmeticError, NotImplementedError,
+    struct.error, zlib.error, PIL.Image.DecompressionBombError, PIL.Image.DecompressionBombWarning,
+)  # fmt: skip
+
+_EXIF_ORIENTATION = 0x0112
+_UPRIGHT = {
+    2: PIL.Image.Transpose.FLIP_LEFT_RIGHT,
+    3: PIL.Image.Transpose.ROTATE_180,
+    4: PIL.Image.Transpose.FLIP_TOP_BOTTOM,
+    5: PIL.Image.Transpose.TRANSPOSE,
+    6: PIL.Image.Transpose.ROTATE_270,
+    7: PIL.Image.Transpose.TRANSVERSE,
+    8: PIL.Image.Transpose.ROTATE_90,
+}
+
+
+def _upright(image: "PIL.Image.Image") -> "PIL.Image.Image":
+    # PIL.ImageOps.exif_transpose also rewrites the EXIF block, and fails on odd tags that nobody here reads.
+    orientation = image.getexif().get(_EXIF_ORIENTATION)
+    method = _UPRIGHT.get(orientation) if isinstance(orientation, int) else None
+    return image if method is None else image.transpose(method)
+
+
+def _rgb(image: "PIL.Image.Image") -> "PIL.Image.Image":
+    if image.mode == "RGB" and "transparency" not in image.info:
+        return image.copy()
+    if image.mode.startswith("I"):  # 16-bit grey, which convert() would clip at 255 instead of scaling
+        image = image.convert("I").point(lambda value: value * (1 / 257)).convert("L")
+    if not image.has_transparency_data:
+        return image.convert("RGB")
+    rgba = image.convert("RGBA")
+    white = PIL.Image.new("RGBA", rgba.size, "white")
+    return PIL.Image.alpha_composite(white, rgba).convert("RGB")
+
+
+def _encode_png(image: "PIL.Image.Image") -> bytes:
+    buffer = io.BytesIO()
+    try:
+        upright = _upright(image)
+        if upright.mode not in ("1", "L", "LA", "P", "RGB", "RGBA", "I;16"):
+            upright = upright.convert("RGBA" if upright.has_transparency_data else "RGB")
+        # Without profile and EXIF the bytes, and so the id, depend on the pixels alone.
+        upright.save(buffer, format="PNG", icc_profile=None, exif=b"")
+    except (OSError, ValueError, SystemError) as error:
+        shown = f"{image.width} x {image.height} pixels, mode {image.mode}"
+        raise FlamingoError(f"a PIL image of {shown} cannot be encoded as PNG ({error})") from error
+    return buffer.getvalue()
+
+
+def _read(path: Path) -> bytes:
+    try:
+        # A device or a pipe has no size to check and may never end.
+        if path.exists() and not path.is_file():
+            raise FlamingoError(f"{path}: not a file; expected a JPEG, PNG or WebP image")
+        if (size := path.stat().st_size) > MAX_BYTES:
+            raise FlamingoError(f"{path}: {size:,} bytes, above the limit of {MAX_BYTES:,} for an image")
+        return path.read_bytes()
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise FlamingoError(f"{path}: the image cannot be read ({reason})") from error
+
+
+def _segment(position: int, segment: "Text | Image | str") -> "Text | Image":
+    if isinstance(segment, str):
+        return Text(segment)
+    if not isinstance(segment, Text | Image):
+        raise FlamingoError(
+            f"segment {position} of a document is a {type(segment).__name__}; expected Text, Image or str"
+        )
+    return segment
+
+
+def _in_words(image: Image) -> Text:
+    if image.words is None:
+        raise FlamingoError(
+            f"{image.name} has no words, so its document has no text twin: give Image(..., words=...)"
+        )
+    return Text(f"[{image.words}]", loss=False)

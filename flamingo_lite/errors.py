@@ -1,0 +1,12 @@
+"""The one exception that a user is meant to read.
+
+Its message is a single line: what was found, what was expected, what to do. The commands print it
+and exit with code 2; everything else that escapes is a bug and keeps its traceback.
+"""
+
+
+class FlamingoError(Exception):
+    """A failure that the user can mend: bad input, a missing file, a wrong name."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(" ".join(message.split()))

@@ -1,0 +1,1 @@
+"""Documents to token ids: the tokenizer and the template."""
