@@ -20,7 +20,7 @@ IMAGE_SUFFIXES = frozenset({"jpg", "jpeg", "png", "webp"})
 
 
 def suffix(image: Image) -> str:
-    """ "jpg", "png" or "webp", by the bytes, not by the name. Errors: `FlamingoError` naming another format."""
+    """jpg, png or webp, by the bytes, not by the name. Errors: `FlamingoError` for any other format."""
     if (found := image_format(image.data)) is None:
         raise FlamingoError(f"{image.name}: not an image; expected JPEG, PNG or WebP")
     return found

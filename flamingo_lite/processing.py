@@ -1,0 +1,309 @@
+"""The processor: documents to a `Batch`. Tokenizer, template and image transform, saved and loaded together.
+
+Here, and nowhere else, it is decided which position attends to which image (`media_index`).
+Shape letters: b batch, t text positions, m images in the whole batch, c channels, h height, w width.
+"""
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal, Self, TypeVar
+
+import numpy as np
+import PIL.Image
+import torch
+from torch import Tensor
+from transformers import BatchFeature, PreTrainedTokenizerBase, ProcessorMixin
+
+from flamingo_lite.batch import IGNORED, NO_IMAGE, Batch
+from flamingo_lite.document import IMAGE_TOKEN, Document, Image
+from flamingo_lite.errors import FlamingoError
+from flamingo_lite.text.template import Template
+from flamingo_lite.text.tokenizer import Encoded, add_tokens, encode
+
+PaddingSide = Literal["left", "right"]
+
+
+@dataclass(frozen=True)
+class ImageTransform:
+    """open_clip's evaluation transform, as plain numbers. `transform(image)` gives `(c h w)` float32.
+
+    The fields are those of `open_clip.transform.PreprocessCfg`; `size` is (height, width).
+    Errors: `FlamingoError` for a value that open_clip would not take.
+    """
+
+    size: tuple[int, int] = (224, 224)
+    mean: tuple[float, ...] = (0.48145466, 0.4578275, 0.40821073)
+    std: tuple[float, ...] = (0.26862954, 0.26130258, 0.27577711)
+    interpolation: str = "bicubic"
+    resize_mode: str = "shortest"
+    fill_color: int = 0
+
+    def __post_init__(self) -> None:
+        size = (self.size, self.size) if isinstance(self.size, int) else tuple(self.size)
+        object.__setattr__(self, "size", size * 2 if len(size) == 1 else size)
+        object.__setattr__(self, "mean", tuple(self.mean))
+        object.__setattr__(self, "std", tuple(self.std))
+        if len(self.size) != 2 or min(self.size) < 1:
+            raise FlamingoError(f"image transform: size is {self.size}; expected (height, width)")
+        if len(self.mean) != 3 or len(self.std) != 3 or min(self.std) <= 0:
+            raise FlamingoError("image transform: expected three means and three standard deviations above 0")
+        if self.interpolation not in ("bicubic", "bilinear", "random"):
+            raise FlamingoError(
+                f"image transform: interpolation {self.interpolation!r}; expected bicubic or bilinear"
+            )
+        if self.resize_mode not in ("shortest", "longest", "squash"):
+            raise FlamingoError(
+                f"image transform: resize_mode {self.resize_mode!r}; expected shortest, longest or squash"
+            )
+
+    @classmethod
+    def from_open_clip(cls, config: Any) -> Self:
+        """From a `PreprocessCfg` or the `preprocess_cfg` dictionary of an open_clip checkpoint."""
+        values = config if isinstance(config, dict) else asdict(config)
+        return cls(**{name: values[name] for name in cls.__dataclass_fields__ if name in values})
+
+    @cached_property
+    def _open_clip(self) -> Any:
+        from open_clip.transform import PreprocessCfg, image_transform_v2
+
+        return image_transform_v2(PreprocessCfg(**asdict(self)), is_train=False)
+
+    def __call__(self, image: Image | PIL.Image.Image) -> Tensor:
+        pixels = image.pil() if isinstance(image, Image) else image.convert("RGB")
+        if pixels.size != self.size[::-1]:
+            return self._open_clip(pixels)
+        # An image of the right size passes every resize mode unchanged: only the numbers are left to do.
+        values = torch.from_numpy(np.array(pixels)).permute(2, 0, 1).contiguous().to(torch.float32).div_(255)
+        mean, std = (torch.tensor(v, dtype=torch.float32)[:, None, None] for v in (self.mean, self.std))
+        return values.sub_(mean).div_(std)
+
+
+Component = TypeVar("Component", ImageTransform, Template)
+
+
+class VisionLanguageProcessor(ProcessorMixin):
+    """Documents to a `Batch`; also the `text`, `images` call that transformers' pipelines make.
+
+    The tokenizer gets `<image>`, `<|endofchunk|>` and a padding token where it lacks them.
+    """
+
+    def __init__(
+        self,
+        tokenizer: PreTrainedTokenizerBase,
+        image_transform: ImageTransform | dict[str, Any] | None = None,
+        template: Template | dict[str, Any] | None = None,
+        chat_template: str | None = None,
+    ) -> None:
+        add_tokens(tokenizer)
+        super().__init__(tokenizer, chat_template=chat_template)
+        self.image_transform = _component(ImageTransform, image_transform)
+        self.template = _component(Template, template)
+        self.image_token = IMAGE_TOKEN
+        self.image_token_id: int = tokenizer.convert_tokens_to_ids(IMAGE_TOKEN)
+
+    def __call__(
+        self,
+        documents: Document | Sequence[Document] | None = None,
+        complete: bool = False,
+        padding_side: PaddingSide | None = None,
+        max_length: int | None = None,
+        distinct_images: bool = False,
+        *,
+        text: str | Sequence[str] | None = None,
+        images: Any = None,
+        **pipeline_options: Any,
+    ) -> Batch | BatchFeature:
+        """A batch of documents, padded left for prompts and right for complete documents by default.
+
+        complete: the documents end here (end token; `max_length` cuts). Otherwise they are prompts (a longer
+        one is an error). distinct_images: an image that occurs twice is one entry of `pixel_values`.
+        With `text` (`<image>` marks) and `images` instead of documents, returns what a pipeline hands to
+        `generate`: a `BatchFeature` of prompts, without labels. Errors: `FlamingoError` naming the document.
+        """
+        if documents is None:
+            _check_options(pipeline_options)
+            documents = interleave(text, images)
+            batch = self.collate(self.encode_all(documents, False, max_length), padding_side or "left")
+            names = ("input_ids", "attention_mask", "pixel_values", "media_index")
+            return BatchFeature({name: batch[name] for name in names})
+        if text is not None or images is not None or pipeline_options:
+            extra = ", ".join(["text", "images", *pipeline_options])
+            raise FlamingoError(
+                f"the processor takes documents, or text and images, not both (got {extra} too)"
+            )
+        encoded = self.encode_all(documents, complete, max_length)
+        return self.collate(encoded, padding_side or ("right" if complete else "left"), distinct_images)
+
+    def encode(
+        self,
+        document: Document,
+        complete: bool = False,
+        max_length: int | None = None,
+        name: str = "document",
+    ) -> Encoded:
+        """Ids, labels and media index of one document; see `text.tokenizer.encode`."""
+        return encode(document, self.tokenizer, self.template, complete, max_length, name)
+
+    def encode_all(
+        self, documents: Document | Sequence[Document], complete: bool = False, max_length: int | None = None
+    ) -> list[Encoded]:
+        """Each document encoded under a name that says which it is."""
+        documents = [documents] if isinstance(documents, Document) else documents
+        return [self.encode(d, complete, max_length, document_name(d, i)) for i, d in enumerate(documents)]
+
+    def collate(
+        self, encoded: Sequence[Encoded], padding_side: PaddingSide = "right", distinct_images: bool = False
+    ) -> Batch:
+        """Pads to the longest, counts the images through, decodes and transforms them."""
+        if not encoded:
+            raise FlamingoError("a batch needs at least one document, got none")
+        if padding_side not in ("left", "right"):
+            raise FlamingoError(f"padding_side is {padding_side!r}; expected left or right")
+        numbers, owners = _number_images(encoded, distinct_images)
+        shape = (len(encoded), max(map(len, encoded)))
+        input_ids = torch.full(shape, self.tokenizer.pad_token_id, dtype=torch.int64)
+        labels = torch.full(shape, IGNORED, dtype=torch.int64)
+        media_index = torch.full(shape, NO_IMAGE, dtype=torch.int64)
+        attention_mask = torch.zeros(shape, dtype=torch.bool)
+        position_ids = torch.zeros(shape, dtype=torch.int64)
+        for row, (document, number) in enumerate(zip(encoded, numbers, strict=True)):
+            t = len(document)
+            where = slice(shape[1] - t, None) if padding_side == "left" else slice(0, t)
+            input_ids[row, where] = torch.tensor(document.input_ids)
+            labels[row, where] = torch.tensor(document.labels)
+            # Index -1 reads the last entry of `number`, which is -1.
+            media_index[row, where] = torch.tensor([*number, NO_IMAGE])[torch.tensor(document.media_index)]
+            attention_mask[row, where] = True
+            position_ids[row, where] = torch.arange(t)
+        return Batch(input_ids, attention_mask, position_ids, labels, self._pixels(owners), media_index)
+
+    def _pixels(self, images: Sequence[tuple[Image, str]]) -> Tensor:
+        height, width = self.image_transform.size
+        pixels = torch.empty(len(images), 3, height, width)
+        for i, (image, document) in enumerate(images):
+            try:
+                pixels[i] = self.image_transform(image)
+            except FlamingoError as error:
+                raise FlamingoError(f"{document}: {error}") from error
+        return pixels
+
+    def replace_image_token(self, image_inputs: dict[str, Any], image_idx: int, **kwargs: Any) -> str:
+        """The marks that one image becomes (transformers' name for it)."""
+        return IMAGE_TOKEN * self.template.image_tokens
+
+    @property
+    def model_input_names(self) -> list[str]:
+        return ["input_ids", "attention_mask", "pixel_values", "media_index"]
+
+    def to_dict(self) -> dict[str, Any]:
+        """What `save_pretrained` writes to `processor_config.json`: numbers and names only."""
+        return {
+            "processor_class": type(self).__name__,
+            "image_transform": asdict(self.image_transform),
+            "template": asdict(self.template),
+        }
+
+    @classmethod
+    def from_pretrained(cls, directory: str | Path, **options: Any) -> Self:
+        """A processor that `save_pretrained` wrote. Code in the directory is never run.
+
+        Errors: `FlamingoError` naming the directory when files are missing or damaged.
+        """
+        options.pop("trust_remote_code", None)
+        if Path(directory).exists() and not (Path(directory) / "processor_config.json").is_file():
+            raise FlamingoError(f"{directory}: holds no processor_config.json; expected a saved processor")
+        try:
+            return super().from_pretrained(directory, trust_remote_code=False, **options)
+        except (OSError, ValueError, TypeError, KeyError) as error:
+            raise FlamingoError(f"{directory}: the processor cannot be loaded ({error})") from error
+
+
+def document_name(document: Document, position: int) -> str:
+    """What messages call a document: its place in the list, and its key where `meta` has one."""
+    key = document.meta.get("key") if isinstance(document, Document) else None
+    return f"document {position}" if key is None else f"document {position} ({key})"
+
+
+def interleave(text: str | Sequence[str] | None, images: Any = None) -> list[Document]:
+    """Texts with `<image>` marks and their images, as documents. `images`: one, a flat list, a list per text.
+
+    Errors: `FlamingoError` naming the document whose marks and images differ in number.
+    """
+    texts = [text] if isinstance(text, str) else list(text or [])
+    if not texts:
+        raise FlamingoError(
+            "the processor needs documents, or text with <image> marks and images; got neither"
+        )
+    parts = [t.split(IMAGE_TOKEN) for t in texts]
+    groups = _image_groups(images, [len(p) - 1 for p in parts])
+    documents = []
+    for i, (words, group) in enumerate(zip(parts, groups, strict=True)):
+        if len(words) - 1 != len(group):
+            found = f"{len(words) - 1} {IMAGE_TOKEN} marks but {len(group)} images"
+            raise FlamingoError(f"document {i}: {found}; give one image per mark")
+        segments: list[Image | str] = [words[0]]
+        for image, following in zip(group, words[1:], strict=True):
+            segments += [image if isinstance(image, Image) else Image(image), following]
+        documents.append(Document([s for s in segments if s != ""]))
+    return documents
+
+
+def _image_groups(images: Any, marks: list[int]) -> list[list[Any]]:
+    if images is None:
+        return [[] for _ in marks]
+    if not isinstance(images, list | tuple):
+        images = [images]
+    if any(isinstance(group, list | tuple) for group in images):
+        if len(images) != len(marks):
+            raise FlamingoError(
+                f"{len(marks)} texts but {len(images)} lists of images; give one list per text"
+            )
+        return [list(group) if isinstance(group, list | tuple) else [group] for group in images]
+    if len(marks) == 1:
+        return [list(images)]
+    # A flat list is dealt out by the marks; the last text gets what is left, so that a surplus is noticed.
+    ends = [sum(marks[: i + 1]) for i in range(len(marks) - 1)]
+    return [list(images[a:b]) for a, b in zip([0, *ends], [*ends, len(images)], strict=True)]
+
+
+def _number_images(
+    encoded: Sequence[Encoded], distinct: bool
+) -> tuple[list[list[int]], list[tuple[Image, str]]]:
+    """Each document's image numbers in the batch; and all images in order, with the name of their document."""
+    owners: list[tuple[Image, str]] = []
+    numbers: list[list[int]] = []
+    seen: dict[str, int] = {}
+    for document in encoded:
+        row = []
+        for image in document.images:
+            number = seen.setdefault(image.id, len(owners)) if distinct else len(owners)
+            if number == len(owners):
+                owners.append((image, document.name))
+            row.append(number)
+        numbers.append(row)
+    return numbers, owners
+
+
+def _component(kind: type[Component], value: Component | dict[str, Any] | None) -> Component:
+    if isinstance(value, kind):
+        return value
+    try:
+        return kind(**(value or {}))
+    except TypeError as error:
+        raise FlamingoError(f"processor: {kind.__name__} cannot be made from {value!r} ({error})") from error
+
+
+def _check_options(options: dict[str, Any]) -> None:
+    # What pipelines and apply_chat_template pass along, and what it must be; padding is always done here.
+    allowed = {
+        "return_tensors": ("pt", None),
+        "padding": (True, "longest"),
+        "add_special_tokens": (True, False, None),
+    }
+    for name, value in options.items():
+        if name not in allowed or value not in allowed[name]:
+            raise FlamingoError(
+                f"the processor does not take {name}={value!r}; it takes {', '.join(allowed)}"
+            )

@@ -1,0 +1,129 @@
+"""A document to token ids, labels and the local media index, under any Hugging Face tokenizer."""
+
+from dataclasses import dataclass
+
+from transformers import AddedToken, PreTrainedTokenizerBase
+
+from flamingo_lite.batch import IGNORED, NO_IMAGE
+from flamingo_lite.document import END_OF_CHUNK, IMAGE_TOKEN, Document, Image
+from flamingo_lite.errors import FlamingoError
+from flamingo_lite.text.template import Piece, Template
+
+PAD_TOKEN = "<|pad|>"
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """One document as numbers: three lists of one length t, and its images in order.
+
+    `labels` are not shifted; `media_index` counts the document's own images from 0, -1 before the first.
+    `name` is what error messages call the document.
+    """
+
+    input_ids: list[int]
+    labels: list[int]
+    media_index: list[int]
+    images: tuple[Image, ...]
+    name: str = "document"
+
+    def __len__(self) -> int:
+        return len(self.input_ids)
+
+
+def add_tokens(tokenizer: PreTrainedTokenizerBase) -> list[str]:
+    """Adds `<|endofchunk|>`, `<image>` and a padding token, each only if missing; returns what was added.
+
+    Ids that exist keep their meaning. Calling it again adds nothing.
+    """
+    known = tokenizer.get_vocab()
+    added = [token for token in (END_OF_CHUNK, IMAGE_TOKEN) if token not in known]
+    if added:
+        # normalized=False: the mark is matched in the raw text, whatever the tokenizer's normalizer does.
+        tokenizer.add_tokens(
+            [AddedToken(t, special=True, normalized=False) for t in added], special_tokens=True
+        )
+    if tokenizer.pad_token is None:
+        if PAD_TOKEN not in known:
+            added.append(PAD_TOKEN)
+        tokenizer.add_special_tokens({"pad_token": AddedToken(PAD_TOKEN, special=True, normalized=False)})
+    return added
+
+
+def encode(
+    document: Document,
+    tokenizer: PreTrainedTokenizerBase,
+    template: Template,
+    complete: bool = False,
+    max_length: int | None = None,
+    name: str = "document",
+) -> Encoded:
+    """The document as the template writes it. Each text is tokenized alone, so a prompt's ids are the first
+    ids of the complete document's. A document's first token has label -100: nothing predicts it.
+
+    complete: write the end token, and cut on the right what exceeds `max_length`; an image whose marks do not
+    all fit goes with them. Otherwise the document is a prompt, which is never cut.
+    Errors: `FlamingoError` naming the document for a text that holds `<image>`, a prompt longer than
+    `max_length`, and a document that comes to no tokens.
+    """
+    _refuse_marks(document, name)
+    pieces = list(template.write(document, _text(tokenizer.bos_token), _text(tokenizer.eos_token), complete))
+    input_ids: list[int] = []
+    labels: list[int] = []
+    media_index: list[int] = []
+    current = NO_IMAGE
+    for piece, ids in zip(pieces, _piece_ids(pieces, tokenizer), strict=True):
+        current += piece.kind == "image"
+        if complete and max_length is not None and len(input_ids) + len(ids) > max_length:
+            if piece.kind == "image":
+                current -= 1
+                break
+            ids = ids[: max_length - len(input_ids)]
+        input_ids += ids
+        labels += ids if piece.loss else [IGNORED] * len(ids)
+        media_index += [current] * len(ids)
+        if complete and len(input_ids) == max_length:
+            break
+    if max_length is not None and len(input_ids) > max_length:
+        raise FlamingoError(
+            f"{name}: the prompt has {len(input_ids)} tokens, the limit is {max_length}; "
+            f"use fewer shots or less text"
+        )
+    if not input_ids:
+        raise FlamingoError(
+            f"{name}: comes to no tokens (max_length={max_length}); it needs some text or an image"
+        )
+    labels[0] = IGNORED
+    return Encoded(input_ids, labels, media_index, document.images[: current + 1], name)
+
+
+def _piece_ids(pieces: list[Piece], tokenizer: PreTrainedTokenizerBase) -> list[list[int]]:
+    texts = [piece.text for piece in pieces if piece.kind == "text"]
+    # One call for all texts: the tokenizer's overhead per call is many times the cost of a short text.
+    tokenized = (
+        iter(
+            tokenizer(texts, add_special_tokens=False, return_attention_mask=False, verbose=False)[
+                "input_ids"
+            ]
+        )
+        if texts
+        else iter(())
+    )
+    return [
+        next(tokenized)
+        if piece.kind == "text"
+        else [tokenizer.convert_tokens_to_ids(piece.text)] * piece.count
+        for piece in pieces
+    ]
+
+
+def _refuse_marks(document: Document, name: str) -> None:
+    for position, segment in enumerate(document):
+        if not isinstance(segment, Image) and IMAGE_TOKEN in segment.text:
+            raise FlamingoError(
+                f"{name}: segment {position} is a text that contains {IMAGE_TOKEN}, the mark of an image; "
+                f"put an Image there, or remove the mark"
+            )
+
+
+def _text(token: str | AddedToken | None) -> str | None:
+    return None if token is None else str(token)
