@@ -1,0 +1,1 @@
+"""Models on disk: whole directories, training checkpoints, and other people's formats."""

@@ -1,0 +1,1 @@
+"""Answers from prompts: texts (generate) and log-probabilities of candidates (score)."""

@@ -1,0 +1,58 @@
+"""generate: what the model writes after each document. Any number of documents; order in, order out."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from flamingo_lite.document import END_OF_CHUNK, Document
+from flamingo_lite.errors import FlamingoError
+from flamingo_lite.generation.prompts import encode_prompts, evaluating, prompt_batches
+from flamingo_lite.models.model import VisionLanguageModel
+from flamingo_lite.processing import VisionLanguageProcessor
+
+
+def generate(
+    model: VisionLanguageModel,
+    processor: VisionLanguageProcessor,
+    documents: Sequence[Document],
+    max_new_tokens: int = 8,
+    batch_size: int = 64,
+    stop: str | None = END_OF_CHUNK,
+    **options: Any,
+) -> list[str]:
+    """One text per document, without special tokens, up to `stop` or the end token. Greedy unless `options` say more.
+
+    `options` go to `model.generate` (num_beams, do_sample, ...). `stop`: a token, or any string, at which a text is
+    cut. Every distinct image (by `Image.id`) is encoded once over the whole call, and its keys and values are
+    projected once per fused layer. Raises FlamingoError for a prompt that does not fit the context, by its index.
+    """
+    if max_new_tokens < 1:
+        raise FlamingoError(f"max_new_tokens is {max_new_tokens}; it must be at least 1")
+    if options.get("num_return_sequences", 1) != 1:
+        raise FlamingoError(
+            "generate returns one text per document; repeat the document to draw several samples"
+        )
+    encoded = encode_prompts(model, processor, documents, max_new_tokens)
+    tokenizer = processor.tokenizer
+    stop_id = tokenizer.get_vocab().get(stop) if stop is not None else None
+    ends = sorted({i for i in (stop_id, tokenizer.eos_token_id) if i is not None})
+    settings = {
+        "do_sample": False, "num_beams": 1, "pad_token_id": tokenizer.pad_token_id, "eos_token_id": ends or None,
+        "max_new_tokens": max_new_tokens, **options,
+    }  # fmt: skip
+    texts = [""] * len(encoded)
+    with evaluating(model):
+        for batch in prompt_batches(model, processor, encoded, batch_size):
+            out = model.generate(
+                batch.input_ids,
+                attention_mask=batch.attention_mask,
+                media_index=batch.media_index,
+                media=batch.media,
+                **settings,
+            )
+            for row, ids in zip(batch.rows, out[:, batch.input_ids.shape[1] :].tolist(), strict=True):
+                written = ids[: next((i for i, token in enumerate(ids) if token in ends), len(ids))]
+                text = tokenizer.decode(written, skip_special_tokens=True)
+                texts[row] = text if stop is None or stop_id is not None else text.split(stop, 1)[0]
+    return texts

@@ -1,0 +1,108 @@
+"""A model and its processor from a config: which vision encoder, connector, fusion, language model and policy."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields, is_dataclass
+from typing import Any, TypeVar
+
+from omegaconf import DictConfig, OmegaConf
+from transformers import PreTrainedTokenizerBase
+
+from flamingo_lite.document import IMAGE_TOKEN
+from flamingo_lite.errors import FlamingoError
+from flamingo_lite.models.configuration import VisionLanguageConfig
+from flamingo_lite.models.connector import ConnectorConfig
+from flamingo_lite.models.language import LanguageConfig, load_language, load_tokenizer
+from flamingo_lite.models.model import VisionLanguageModel
+from flamingo_lite.models.vision import VisionConfig, load_vision, tower_to_dict, vision_tower
+from flamingo_lite.names import check_choice
+from flamingo_lite.nn.gated import GatedConfig
+from flamingo_lite.processing import ImageTransform, VisionLanguageProcessor
+from flamingo_lite.text.tokenizer import add_tokens
+
+Config = TypeVar("Config")
+
+
+@dataclass
+class ModelConfig:
+    """One system: a choice for each part. `policy` entries come after the default policy's."""
+
+    vision: VisionConfig = field(default_factory=VisionConfig)
+    language: LanguageConfig = field(default_factory=LanguageConfig)
+    connector: ConnectorConfig = field(default_factory=ConnectorConfig)
+    fusion: GatedConfig = field(default_factory=GatedConfig)
+    policy: dict[str, str] = field(default_factory=dict)
+
+
+def build(model_config: ModelConfig | Mapping[str, Any] | DictConfig | None = None) -> VisionLanguageModel:
+    """The model with its parts' weights, the join drawn at random (torch's generator).
+
+    Raises FlamingoError in one line for an unknown field or name, or a part that cannot be loaded.
+    """
+    config = model_config_from(model_config)
+    tower, vision = load_vision(config.vision)
+    language = load_language(config.language)
+    first, tokens, image_token_id = new_tokens(load_tokenizer(config.language))
+    outer = VisionLanguageConfig(
+        text_config=language.config,
+        vision_tower=tower_to_dict(tower),
+        connector=asdict(config.connector),
+        fusion=asdict(config.fusion),
+        policy=dict(config.policy),
+        sources=asdict(config),
+        image_token_id=image_token_id,
+        first_new_token=first,
+        new_tokens=tokens,
+        dtype=language.dtype,
+    )
+    return VisionLanguageModel(outer, vision=vision.to(language.dtype), language=language).to(language.dtype)
+
+
+def build_processor(
+    model_config: ModelConfig | Mapping[str, Any] | DictConfig | None = None,
+) -> VisionLanguageProcessor:
+    """The processor that belongs to `build(model_config)`: the language model's tokenizer, the encoder's transform."""
+    config = model_config_from(model_config)
+    tower = vision_tower(config.vision)
+    transform = ImageTransform.from_open_clip(tower.preprocess)
+    return VisionLanguageProcessor(load_tokenizer(config.language), image_transform=transform)
+
+
+def new_tokens(tokenizer: PreTrainedTokenizerBase) -> tuple[int, int, int]:
+    """Adds the special tokens; returns the first new id, how many are new, and the id of `<image>`."""
+    first = len(tokenizer)
+    add_tokens(tokenizer)
+    return first, len(tokenizer) - first, tokenizer.convert_tokens_to_ids(IMAGE_TOKEN)
+
+
+def model_config_from(value: ModelConfig | Mapping[str, Any] | DictConfig | None) -> ModelConfig:
+    """Plain data (a dict, hydra's DictConfig) to the typed config; unknown fields are FlamingoErrors."""
+    if isinstance(value, ModelConfig):
+        return value
+    if isinstance(value, DictConfig):
+        value = OmegaConf.to_container(value, resolve=True)
+    return _typed(ModelConfig, value or {}, "model")
+
+
+def _typed(kind: type[Config], value: Any, where: str) -> Config:
+    if isinstance(value, kind):
+        return value
+    if not isinstance(value, Mapping):
+        raise FlamingoError(f"{where} is {value!r}; expected a mapping with {', '.join(_field_types(kind))}")
+    types = _field_types(kind)
+    for name in value:
+        check_choice(f"field of {where}", str(name), types)
+    return kind(
+        **{
+            name: _typed(types[name], item, f"{where}.{name}") if is_dataclass(types[name]) else item
+            for name, item in value.items()
+        }
+    )
+
+
+def _field_types(kind: type[Any]) -> dict[str, Any]:
+    parts = {
+        "vision": VisionConfig, "language": LanguageConfig, "connector": ConnectorConfig, "fusion": GatedConfig,
+    }  # fmt: skip
+    return {f.name: parts.get(f.name) if kind is ModelConfig else None for f in fields(kind)}

@@ -1,0 +1,96 @@
+"""Cross-attention fusion: gated blocks inserted before the layers of a causal LM that stays what it was.
+
+A decoder layer keeps its class, its object and its keys. It gets the block as a submodule, and a bound forward that
+runs the block and then the class's own forward. What the block reads comes through one slot that the model owns.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+from transformers.modeling_layers import GradientCheckpointingLayer
+
+from flamingo_lite.models.language import decoder_layers
+from flamingo_lite.nn.cache import MediaCache
+from flamingo_lite.nn.gated import GatedConfig, GatedCrossAttention
+from flamingo_lite.nn.masks import MediaLayout, PreviousLayout
+
+
+@dataclass(frozen=True)
+class FusionContext:
+    """What the blocks of one forward read. `media` is a tensor (m n d) when gradients are wanted, else the cache."""
+
+    media: Tensor | MediaCache
+    layout: MediaLayout | PreviousLayout
+
+
+class FusionSlot:
+    """Holds the context for the time of one forward. Empty, the language model is exactly the one it was."""
+
+    def __init__(self) -> None:
+        self.context: FusionContext | None = None
+
+    @contextmanager
+    def holding(self, context: FusionContext) -> Iterator[None]:
+        self.context = context
+        try:
+            yield
+        finally:
+            self.context = None
+
+
+class FusedBlock(GradientCheckpointingLayer, GatedCrossAttention):
+    """A gated block that transformers' activation checkpointing covers, apart from the layer that it precedes."""
+
+
+def insert_blocks(
+    language: PreTrainedModel, media_width: int, config: GatedConfig, slot: FusionSlot
+) -> dict[int, FusedBlock]:
+    """Put a block before every layer i with (i + 1) % every == 0; returns them by layer number."""
+    width = language.config.get_text_config().hidden_size
+    blocks = {}
+    for i, layer in enumerate(decoder_layers(language)):
+        if (i + 1) % config.every == 0:
+            blocks[i] = FusedBlock(width, media_width, config, layer=i)
+            for module in blocks[i].modules():
+                # The language model's own _init_weights would draw these anew, gates included.
+                module._is_hf_initialized = True
+            layer.cross_attention = blocks[i]
+            layer.forward = functools.partial(fused_forward, layer, slot)
+    return blocks
+
+
+def fused_forward(
+    layer: nn.Module, slot: FusionSlot, hidden_states: Tensor, *args: Any, **kwargs: Any
+) -> Any:
+    """The block, then the class's own forward, looked up late (FSDP2 swaps the class).
+
+    The slot is read here, outside the checkpointed block: recomputation never depends on it.
+    """
+    context = slot.context
+    if context is not None:
+        hidden_states = layer.cross_attention(hidden_states, context.media, context.layout)
+    return type(layer).forward(layer, hidden_states, *args, **kwargs)
+
+
+def leave_whole_layers_to_their_forward(language: PreTrainedModel) -> None:
+    """Call after checkpointing is switched on: where transformers checkpoints `__call__` instead of the class's
+    `forward` (5.10 to about 5.20), a fused layer would read the slot during recomputation; there only blocks are
+    recomputed.
+    """
+    if "__call__" in GradientCheckpointingLayer.__dict__:
+        for layer in decoder_layers(language):
+            if hasattr(layer, "cross_attention"):
+                layer.gradient_checkpointing = False
+
+
+def fusion_media(cache: MediaCache, tokens: Tensor) -> Tensor | MediaCache:
+    """With gradients the tokens themselves (a checkpointed function must get its tensors as arguments), else the cache."""
+    return tokens if torch.is_grad_enabled() else cache

@@ -1,0 +1,172 @@
+"""The language model: any Hugging Face causal LM, and new token rows as parameters of their own.
+
+Shape letters: b batch, t text positions, k new tokens, d width, v vocabulary.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PretrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+
+from flamingo_lite.errors import FlamingoError
+from flamingo_lite.models.parts import backbone_directory
+
+PACKS_WITH_A_MASK = frozenset({"llama", "mistral", "qwen2", "qwen3", "gpt2", "opt", "gpt_neox", "mpt"})
+"""Families whose logits were tested not to leak between packed documents under a 4-D mask (tests/models)."""
+
+HEAD_POST_PROCESSING = (
+    "final_logit_softcapping", "logit_scale", "logits_scaling", "lm_head_multiplier", "logits_soft_cap",
+)  # fmt: skip
+"""Config fields of families that do more than one linear map between hidden states and logits."""
+
+
+@dataclass
+class LanguageConfig:
+    """Which language model. `name`: "tiny", a directory, or a hub name; `pretrained` False leaves weights random."""
+
+    name: str = "tiny"
+    revision: str | None = None
+    pretrained: bool = True
+    dtype: str = "float32"
+    attention: str | None = None
+
+
+def load_language(config: LanguageConfig) -> PreTrainedModel:
+    """The causal LM; never runs code from the checkpoint. Raises FlamingoError in one line when it cannot load."""
+    source = backbone_directory(config.name, "language") or config.name
+    dtype = getattr(torch, config.dtype, None)
+    if not isinstance(dtype, torch.dtype):
+        raise FlamingoError(f"language.dtype is {config.dtype!r}; expected float32, bfloat16 or float16")
+    options = {} if config.attention is None else {"attn_implementation": config.attention}
+    try:
+        if config.pretrained:
+            return AutoModelForCausalLM.from_pretrained(
+                source, revision=config.revision, dtype=dtype, **options
+            )
+        known = AutoConfig.from_pretrained(source, revision=config.revision)
+        return AutoModelForCausalLM.from_config(known, dtype=dtype, **options)
+    except (OSError, ValueError, KeyError) as error:
+        raise FlamingoError(_cannot_load("language model", config, error)) from error
+
+
+def load_tokenizer(config: LanguageConfig) -> PreTrainedTokenizerBase:
+    """The language model's tokenizer, as it comes."""
+    source = backbone_directory(config.name, "language") or config.name
+    try:
+        return AutoTokenizer.from_pretrained(source, revision=config.revision)
+    except (OSError, ValueError, KeyError) as error:
+        raise FlamingoError(_cannot_load("tokenizer", config, error)) from error
+
+
+def _cannot_load(what: str, config: LanguageConfig, error: Exception) -> str:
+    reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+    revision = f" at revision {config.revision}" if config.revision else ""
+    return (
+        f"cannot load the {what} {config.name!r}{revision}: {reason}; expected 'tiny', a directory, or a hub name that "
+        "is in the local cache or can be downloaded"
+    )
+
+
+def decoder_layers(language: PreTrainedModel) -> nn.ModuleList:
+    """The decoder layers, found by structure: the one ModuleList of length `num_hidden_layers`."""
+    count = language.config.get_text_config().num_hidden_layers
+    found = [m for m in language.modules() if isinstance(m, nn.ModuleList) and len(m) == count]
+    if len(found) != 1:
+        raise FlamingoError(
+            f"{type(language).__name__} has {len(found)} module lists of length {count}, expected exactly one; "
+            "its decoder layers cannot be told apart, so nothing can be inserted"
+        )
+    return found[0]
+
+
+def context_length(config: PretrainedConfig) -> int | None:
+    """The positions that the language model was made for, or None where the family states no limit."""
+    return getattr(config.get_text_config(), "max_position_embeddings", None)
+
+
+def accepted_arguments(language: PreTrainedModel) -> frozenset[str]:
+    """The names in the LM's forward signature: MPT and BLOOM take no position_ids, for one."""
+    return frozenset(inspect.signature(type(language).forward).parameters)
+
+
+def has_plain_head(language: PreTrainedModel) -> bool:
+    """Are logits one linear map of the hidden states? If not, only the LM's own forward computes them."""
+    config = language.config.get_text_config()
+    scales = (getattr(config, name, None) for name in HEAD_POST_PROCESSING)
+    return language.get_output_embeddings() is not None and all(scale in (None, 1, 1.0) for scale in scales)
+
+
+def refuse_packing(language: PreTrainedModel) -> None:
+    """Raise FlamingoError, by name, for families in which a 4-D mask does not keep packed documents apart."""
+    config = language.config.get_text_config()
+    layer_types = set(getattr(config, "layer_types", None) or ["full_attention"])
+    slides = layer_types != {"full_attention"} or (
+        getattr(config, "sliding_window", None) is not None and getattr(config, "use_sliding_window", True)
+    )
+    attention = getattr(config, "_attn_implementation", None)
+    if config.model_type not in PACKS_WITH_A_MASK or slides or attention not in ("sdpa", "eager"):
+        raise FlamingoError(
+            f"packed documents (segment_ids) are not supported for {config.model_type} with {attention} attention"
+            f"{' and sliding windows' if slides else ''}; train without packing, or use one of "
+            f"{', '.join(sorted(PACKS_WITH_A_MASK))} with sdpa attention"
+        )
+
+
+def add_new_rows(language: PreTrainedModel, first: int, count: int) -> None:
+    """Give token ids `first .. first + count - 1` rows of their own, in the embedding and, when untied, in the head.
+
+    The base matrices keep their shapes, keys and values, so that they can stay frozen, and the optimizer's state
+    covers k rows only. `first` may lie inside the base matrix where that is padded beyond the tokenizer.
+    """
+    embedding, head = language.get_input_embeddings(), language.get_output_embeddings()
+    if first > embedding.weight.shape[0]:
+        raise FlamingoError(
+            f"the tokenizer has {first} tokens before the new ones, the language model only "
+            f"{embedding.weight.shape[0]} embeddings: they do not belong together"
+        )
+    if count == 0:
+        return
+    embedding.new_rows = nn.Parameter(_rows_like(embedding.weight, count))
+    embedding.forward = functools.partial(embed_with_new_rows, embedding, first)
+    if head is None:
+        return
+    is_tied = bool(language.config.get_text_config().tie_word_embeddings)
+    if not is_tied:
+        head.new_rows = nn.Parameter(_rows_like(head.weight, count))
+    head.forward = functools.partial(head_with_new_rows, head, embedding if is_tied else head, first)
+
+
+def embed_with_new_rows(embedding: nn.Module, first: int, ids: Tensor) -> Tensor:
+    """The embedding's own forward, bound late; new ids read `new_rows`, scaled as Gemma scales its embeddings."""
+    rows = embedding.new_rows
+    is_new = (ids >= first) & (ids < first + len(rows))
+    known = type(embedding).forward(embedding, ids.masked_fill(is_new, 0))
+    new = F.embedding((ids - first).clamp(0, len(rows) - 1), rows) * getattr(embedding, "embed_scale", 1.0)
+    return torch.where(is_new[..., None], new.to(known.dtype), known)
+
+
+def head_with_new_rows(head: nn.Module, owner: nn.Module, first: int, hidden: Tensor) -> Tensor:
+    """The head's own logits with the columns of the new ids put in; `owner` holds the rows (tied: the embedding)."""
+    known = type(head).forward(head, hidden)
+    new = F.linear(hidden, owner.new_rows.to(hidden.dtype))
+    return torch.cat((known[..., :first], new, known[..., first + new.shape[-1] :]), dim=-1)
+
+
+def _rows_like(weight: Tensor, count: int) -> Tensor:
+    # Close to the mean row, so that an untrained token is neither loud as an input nor likely as an output.
+    weight = weight.detach()
+    noise = torch.randn(count, weight.shape[1], dtype=weight.dtype, device=weight.device)
+    return weight.mean(0) + 0.1 * weight.std(0) * noise

@@ -1,0 +1,316 @@
+"""The model: encode the images, connect them to media tokens, let the language model's blocks read them, predict.
+
+Shape letters: b batch, t text positions, m images in the whole batch, c channels, h height, w width, p patches,
+n media tokens per image, d width, v vocabulary.
+"""
+
+from __future__ import annotations
+
+import copy
+from typing import Any, Self
+
+import torch
+from torch import Tensor, nn
+from transformers import (
+    AutoConfig,
+    AutoModel,
+    AutoModelForCausalLM,
+    AutoModelForImageTextToText,
+    GenerationMixin,
+    PreTrainedModel,
+)
+from transformers.modeling_outputs import CausalLMOutputWithPast
+
+from flamingo_lite.errors import FlamingoError
+from flamingo_lite.models.configuration import VisionLanguageConfig
+from flamingo_lite.models.connector import ConnectorConfig, build_connector
+from flamingo_lite.models.cross_fusion import (
+    FusionContext,
+    FusionSlot,
+    fusion_media,
+    insert_blocks,
+    leave_whole_layers_to_their_forward,
+)
+from flamingo_lite.models.language import (
+    accepted_arguments,
+    add_new_rows,
+    has_plain_head,
+    refuse_packing,
+)
+from flamingo_lite.models.policy import apply_policy
+from flamingo_lite.models.vision import VisionEncoder, VisionTower
+from flamingo_lite.nn.cache import MediaCache
+from flamingo_lite.nn.gated import GatedConfig
+from flamingo_lite.nn.loss import next_token_loss
+from flamingo_lite.nn.masks import (
+    MediaLayout,
+    PreviousLayout,
+    check_media_index,
+    first_images,
+    media_layout,
+    packing_mask,
+    previous_layout,
+)
+
+
+class VisionLanguageModel(PreTrainedModel, GenerationMixin):
+    """A vision encoder, a connector and a causal LM joined by gated cross-attention (Flamingo, 3.1).
+
+    With all gates at 0 its logits are those of the language model alone, bit for bit.
+    """
+
+    config_class = VisionLanguageConfig
+    base_model_prefix = ""
+    main_input_name = "input_ids"
+    input_modalities = ("image", "text")
+    supports_gradient_checkpointing = True
+    _supports_sdpa = True
+    _supports_flash_attn = True
+    _supports_flex_attn = True
+    _supports_attention_backend = True
+
+    def __init__(
+        self,
+        config: VisionLanguageConfig,
+        vision: VisionEncoder | None = None,
+        language: PreTrainedModel | None = None,
+    ) -> None:
+        """`vision` and `language` are the loaded parts; without them they are made from the config, weights random."""
+        attention = config.text_config._attn_implementation
+        super().__init__(config)
+        config.text_config._attn_implementation = attention
+        self.vision = vision or VisionEncoder(VisionTower(**config.vision_tower))
+        self.connector = build_connector(self.vision.width, ConnectorConfig(**config.connector))
+        for module in self.connector.modules():
+            module._is_hf_initialized = True
+        self.language = language or AutoModelForCausalLM.from_config(config.language_config())
+        add_new_rows(self.language, config.first_new_token, config.new_tokens)
+        self.fusion = GatedConfig(**config.fusion)
+        self.slot = FusionSlot()
+        self.blocks = insert_blocks(self.language, self.connector.width, self.fusion, self.slot)
+        self.generation_config = copy.deepcopy(self.language.generation_config)
+        # Some configs (MPT's) switch the cache off, and generation without it is quadratic.
+        self.generation_config.use_cache = True
+        self.accepted = accepted_arguments(self.language)
+        self.has_plain_head = has_plain_head(self.language)
+        self.post_init()
+        apply_policy(self, config.policy)
+
+    @classmethod
+    def from_pretrained(cls, *args: Any, output_loading_info: bool = False, **kwargs: Any) -> Any:
+        """As transformers', but a directory that lacks weights is a FlamingoError, never a silent random start."""
+        model, info = super().from_pretrained(*args, output_loading_info=True, **kwargs)
+        if info["missing_keys"] or info["mismatched_keys"]:
+            missing = sorted(info["missing_keys"]) or [str(key) for key in info["mismatched_keys"]]
+            raise FlamingoError(
+                f"{args[0]} lacks {len(missing)} weights of its model, {missing[0]} first; it is damaged"
+            )
+        apply_policy(model, model.config.policy)
+        return (model, info) if output_loading_info else model
+
+    # ---- the forward pass -------------------------------------------------------------------------------------
+
+    def forward(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        labels: Tensor | None = None,
+        segment_ids: Tensor | None = None,
+        pixel_values: Tensor | None = None,
+        media_index: Tensor | None = None,
+        media_first: Tensor | None = None,
+        media: MediaCache | None = None,
+        past_key_values: Any = None,
+        use_cache: bool | None = None,
+        logits_to_keep: int | Tensor = 0,
+        num_items: Tensor | int | None = None,
+        **kwargs: Any,
+    ) -> CausalLMOutputWithPast:
+        """`.loss` and `.logits` (b t v); the fields of `Batch` are described in design.md, section 4.
+
+        In training with labels the loss is computed in chunks and `.logits` is None. `num_items`: the number of
+        trained tokens to divide the summed loss by, over all ranks and accumulation steps; by default this batch's.
+        `media`: images encoded before, in place of `pixel_values`. Raises FlamingoError for a media index that does
+        not fit the images and for packing where the language model cannot keep documents apart.
+        """
+        if media_index is None:
+            media_index = torch.full_like(input_ids, -1)
+        context = self._see(pixel_values, media_index, media_first, media, segment_ids)
+        inputs = self._text_inputs(input_ids, attention_mask, position_ids, segment_ids, past_key_values)
+        inputs = {
+            **kwargs,
+            **inputs,
+            "use_cache": use_cache if labels is None else False,
+            "return_dict": True,
+        }
+        with self.slot.holding(context):
+            if labels is not None and self.training and self.has_plain_head:
+                hidden = self.language.base_model(**inputs).last_hidden_state
+                head = self.language.get_output_embeddings()
+                return CausalLMOutputWithPast(loss=next_token_loss(hidden, labels, head, num_items))
+            if "logits_to_keep" in self.accepted:
+                inputs["logits_to_keep"] = logits_to_keep
+            out = self.language(**inputs)
+        if labels is not None:
+            out.loss = next_token_loss(out.logits, labels, nn.Identity(), num_items)
+        return out
+
+    def encode_images(self, pixel_values: Tensor) -> Tensor:
+        """(m c h w) -> media tokens (m n d). Without gradient through a vision encoder that does not train."""
+        trains = any(p.requires_grad for p in self.vision.parameters())
+        with torch.set_grad_enabled(trains and torch.is_grad_enabled()):
+            patches = self.vision(pixel_values.to(next(self.vision.parameters()).dtype))
+        return self.connector(patches)
+
+    def _see(
+        self,
+        pixel_values: Tensor | None,
+        media_index: Tensor,
+        media_first: Tensor | None,
+        media: MediaCache | None,
+        segment_ids: Tensor | None,
+    ) -> FusionContext:
+        if media is not None:
+            check_media_index(media_index, len(media), exact=False)
+        else:
+            images = 0 if pixel_values is None else len(pixel_values)
+            check_media_index(media_index, images, exact=True)
+            media = MediaCache(pixel_values=pixel_values) if images else self.no_media()
+        tokens = media.tokens(self.encode_images)
+        return FusionContext(
+            fusion_media(media, tokens), self._layout(media_index, media_first, len(media), segment_ids)
+        )
+
+    def no_media(self) -> MediaCache:
+        """The cache of no images; in training one blank image that no position reads, so that every parameter still has
+        a gradient."""
+        like = next(self.connector.parameters())
+        if self.training and torch.is_grad_enabled():
+            blank = torch.zeros(1, 3, *self.vision.image_size, dtype=like.dtype, device=like.device)
+            return MediaCache(pixel_values=blank)
+        none = torch.zeros(
+            0, self.connector.tokens, self.connector.width, dtype=like.dtype, device=like.device
+        )
+        return MediaCache(media=none)
+
+    def _layout(
+        self, media_index: Tensor, media_first: Tensor | None, images: int, segment_ids: Tensor | None
+    ) -> MediaLayout | PreviousLayout:
+        if self.fusion.sees == "immediate":
+            return media_layout(media_index, images)
+        if media_first is None and segment_ids is not None:
+            raise FlamingoError(
+                "packed documents under fusion.sees=all_previous need media_first in the batch"
+            )
+        return previous_layout(media_index, media_first)
+
+    def _text_inputs(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor | None,
+        position_ids: Tensor | None,
+        segment_ids: Tensor | None,
+        past_key_values: Any,
+    ) -> dict[str, Any]:
+        if attention_mask is not None and attention_mask.dim() == 2:
+            attention_mask = attention_mask.long()  # ALiBi families add it up
+            if position_ids is None:
+                position_ids = (attention_mask.cumsum(-1) - 1).clamp(min=0)[:, -input_ids.shape[1] :]
+        if segment_ids is not None:
+            refuse_packing(self.language)
+            attention_mask = packing_mask(segment_ids, attention_mask, self.dtype)
+        inputs = {
+            "input_ids": input_ids,
+            "attention_mask": attention_mask,
+            "past_key_values": past_key_values,
+        }
+        if position_ids is not None and "position_ids" in self.accepted:
+            inputs["position_ids"] = position_ids
+        return inputs
+
+    # ---- generation -------------------------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def generate(self, inputs: Tensor | None = None, **kwargs: Any) -> Any:
+        """transformers' `generate` with the fields of a `Batch` (labels and position ids are not needed).
+
+        Images are encoded and projected once, shared by beams and samples; `<image>` is never generated; a new token
+        sees what its row's last token saw. Raises FlamingoError for a media index that does not fit the images.
+        """
+        for name in ("labels", "position_ids"):
+            kwargs.pop(name, None)
+        if kwargs.pop("segment_ids", None) is not None:
+            raise FlamingoError(
+                "packed documents (segment_ids) cannot be continued; generate from one document per row"
+            )
+        input_ids = kwargs.pop("input_ids", inputs)
+        if input_ids is None:
+            raise FlamingoError("generate needs input_ids: a prompt of at least one token per row")
+        pixel_values, media = kwargs.pop("pixel_values", None), kwargs.pop("media", None)
+        media_index = kwargs.pop("media_index", None)
+        if media_index is None:
+            media_index = torch.full_like(input_ids, -1)
+        if media is None:
+            images = 0 if pixel_values is None else len(pixel_values)
+            check_media_index(media_index, images, exact=True)
+            media = MediaCache(pixel_values=pixel_values) if images else self.no_media()
+        if self.fusion.sees == "all_previous" and kwargs.get("media_first") is None:
+            kwargs["media_first"] = first_images(media_index).contiguous()
+        suppressed = set(kwargs.pop("suppress_tokens", None) or ()) | {self.config.image_token_id}
+        return super().generate(
+            input_ids, media=media, media_index=media_index, suppress_tokens=sorted(suppressed), **kwargs
+        )
+
+    def prepare_inputs_for_generation(
+        self, input_ids: Tensor, past_key_values: Any = None, **kwargs: Any
+    ) -> dict[str, Any]:
+        """Media indices grow by repeating each row's last one, and are cut by what the cache has already seen."""
+        indices = {name: kwargs.pop(name, None) for name in ("media_index", "media_first")}
+        inputs = super().prepare_inputs_for_generation(input_ids, past_key_values=past_key_values, **kwargs)
+        seen = 0 if past_key_values is None else int(past_key_values.get_seq_length())
+        length = inputs["input_ids"].shape[1]
+        for name, index in indices.items():
+            if index is not None:
+                new = index[:, -1:].expand(-1, max(0, seen + length - index.shape[1]))
+                inputs[name] = torch.cat((index, new), dim=1)[:, seen : seen + length]
+        return inputs
+
+    # ---- what transformers asks of a model --------------------------------------------------------------------
+
+    def train(self, mode: bool = True) -> Self:
+        """A vision encoder that does not train stays in evaluation mode: no patch is dropped."""
+        super().train(mode)
+        if not any(p.requires_grad for p in self.vision.parameters()):
+            self.vision.eval()
+        return self
+
+    def get_input_embeddings(self) -> nn.Module:
+        return self.language.get_input_embeddings()
+
+    def get_output_embeddings(self) -> nn.Module | None:
+        return self.language.get_output_embeddings()
+
+    def resize_token_embeddings(self, *args: Any, **kwargs: Any) -> nn.Embedding:
+        """Refused: it would shift the ids of the new tokens."""
+        raise FlamingoError(
+            "resize_token_embeddings would shift the ids of <image> and the other new tokens; "
+            "add tokens to the language model and its tokenizer before building the model"
+        )
+
+    def _set_gradient_checkpointing(self, *args: Any, **kwargs: Any) -> None:
+        super()._set_gradient_checkpointing(*args, **kwargs)
+        leave_whole_layers_to_their_forward(self.language)
+
+    def gate_values(self) -> dict[int, tuple[float, float]]:
+        """tanh of the two gates (attention, feed-forward) of each block, by decoder layer."""
+        return {
+            i: (float(block.attention_gate.tanh()), float(block.feed_forward_gate.tanh()))
+            for i, block in self.blocks.items()
+        }
+
+
+AutoConfig.register(VisionLanguageConfig.model_type, VisionLanguageConfig)
+AutoModel.register(VisionLanguageConfig, VisionLanguageModel)
+AutoModelForCausalLM.register(VisionLanguageConfig, VisionLanguageModel)
+AutoModelForImageTextToText.register(VisionLanguageConfig, VisionLanguageModel)

@@ -1,0 +1,25 @@
+"""Where the parts of a model come from: the packaged tiny pair, a directory, or a name to look up elsewhere."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+from flamingo_lite.errors import FlamingoError
+
+BACKBONES = Path(__file__).parent.parent / "backbones"
+
+
+def backbone_directory(name: str, kind: Literal["clip", "language"]) -> Path | None:
+    """The directory that `name` means ("tiny" is the packaged backbone), or None if it is a name to look up.
+
+    Raises FlamingoError for what looks like a path but is no directory.
+    """
+    directory = BACKBONES / kind if name == "tiny" else Path(name).expanduser()
+    if directory.is_dir():
+        return directory
+    if name == "tiny" or name.startswith((".", "/", "~")):
+        raise FlamingoError(
+            f"no directory {directory} for the {kind} backbone {name!r}; check the path or reinstall"
+        )
+    return None

@@ -1,0 +1,72 @@
+"""Attention of text positions to the latents of images, each position to the images that it may read and no other.
+
+Shape letters: b batch, t text positions, m images in the whole batch, n latents per image, h heads, e head width,
+g groups, c positions in a group, i images of one row.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from torch import Tensor
+
+from flamingo_lite.nn.masks import MediaLayout, PreviousLayout, previous_mask
+
+
+def attend(query: Tensor, key: Tensor, value: Tensor, layout: MediaLayout | PreviousLayout) -> Tensor:
+    """(b t h e) queries over the latents (m h n e) of all images -> (b t h e).
+
+    A position without an image gets exactly zero. Scores are scaled by e^-0.5.
+    """
+    if isinstance(layout, MediaLayout):
+        return attend_to_one_image(query, key, value, layout)
+    return attend_to_previous_images(query, key, value, layout)
+
+
+def attend_to_one_image(query: Tensor, key: Tensor, value: Tensor, layout: MediaLayout) -> Tensor:
+    """*Immediate*: positions that read one image form a group, and a group attends to that image's n latents only.
+
+    No mask and no score for an unseen image is ever formed; a decoding step is the case of groups of one position.
+    """
+    b, t, h, _ = query.shape
+    flat = rearrange(query, "b t h e -> (b t) (h e)")
+    if len(layout.attending) == 0:
+        return _connected_zeros(query, key, value)
+    groups = rearrange(flat[layout.positions], "g c (h e) -> g h c e", h=h)
+    if not layout.covers_all_images:
+        key, value = key.index_select(0, layout.images), value.index_select(0, layout.images)
+    out = rearrange(F.scaled_dot_product_attention(groups, key, value), "g h c e -> (g c) (h e)")
+    result = torch.zeros_like(flat).index_copy(0, layout.attending, out.index_select(0, layout.slots))
+    return rearrange(result, "(b t) (h e) -> b t h e", b=b, h=h)
+
+
+def attend_to_previous_images(query: Tensor, key: Tensor, value: Tensor, layout: PreviousLayout) -> Tensor:
+    """*All previous*: dense attention over the images of the position's own row, masked to [first, last]."""
+    has_image = layout.first >= 0
+    if not bool(has_image.any()):
+        return _connected_zeros(query, key, value)
+    images = _images_of_rows(layout, len(key))
+    visible = previous_mask(layout, images)
+    # A row of the mask that is empty would be NaN in some kernels: let it see everything, and drop the result.
+    visible = (visible | ~has_image[..., None]).repeat_interleave(key.shape[2], dim=-1)
+    key, value = (rearrange(x[images], "b i h n e -> b h (i n) e") for x in (key, value))
+    query = rearrange(query, "b t h e -> b h t e")
+    out = F.scaled_dot_product_attention(query, key, value, attn_mask=visible[:, None])
+    return rearrange(out, "b h t e -> b t h e").masked_fill(~has_image[..., None, None], 0.0)
+
+
+def _images_of_rows(layout: PreviousLayout, images: int) -> Tensor:
+    """(b i) the candidate images of each row, from its first to its last; short rows repeat a later image, masked."""
+    first = layout.first.masked_fill(layout.first < 0, images).amin(1).clamp(max=images - 1)
+    span = int((layout.last.amax(1) - first).clamp(min=0).max()) + 1
+    index = first[:, None] + torch.arange(span, device=first.device)
+    return index.clamp(max=images - 1)
+
+
+def _connected_zeros(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+    """Zeros that still reach every input, so that a text-only training batch leaves no parameter without gradient."""
+    zeros = torch.zeros_like(query)
+    if not torch.is_grad_enabled():
+        return zeros
+    return zeros + 0.0 * (query.sum() + key.sum() + value.sum())

@@ -1,0 +1,120 @@
+"""Who sees what: which image a text position reads, and which text positions see each other when packed.
+
+Shape letters: b batch, t text positions, m images in the whole batch, g groups, c positions in a group.
+Everything here is a pure function of the data in a `Batch`; it is computed once per forward, outside the layers.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from flamingo_lite.errors import FlamingoError
+
+
+@dataclass(frozen=True)
+class MediaLayout:
+    """Text positions grouped by the image that they read, so that attention never touches another image.
+
+    A group is up to c positions, in any rows of the batch, that read one image; an image with many positions has
+    several groups. Positions without an image are in no group.
+    """
+
+    shape: tuple[int, int]  # (b, t)
+    attending: Tensor  # (k) flat positions (b t) that read an image, sorted by image
+    slots: Tensor  # (k) where each of them lies in the flat groups (g c)
+    positions: (
+        Tensor  # (g c) flat position held by each slot; unused slots repeat position 0 and are never read
+    )
+    images: Tensor  # (g) image of each group
+    covers_all_images: bool  # images == 0..m-1: keys and values then need no gathering
+
+
+@dataclass(frozen=True)
+class PreviousLayout:
+    """What each position reads under *all previous*: the images `first..last` of its own document."""
+
+    first: Tensor  # (b t), -1 for none
+    last: Tensor  # (b t), -1 for none
+
+
+def media_layout(media_index: Tensor, images: int) -> MediaLayout:
+    """Group the positions of `media_index` (b t) by image; `images` is m.
+
+    The group length c is the longest run, but at most twice the mean one: with even runs every image is one group,
+    with one very long run (the query's answer, say) the padding stays below two slots per position.
+    """
+    flat = media_index.flatten()
+    attending = (flat >= 0).nonzero().squeeze(1)
+    image_of, order = flat[attending].sort(stable=True)
+    attending = attending[order]
+    image, count = image_of.unique_consecutive(return_counts=True)
+    total, device = len(attending), flat.device
+    if total == 0:
+        nothing = attending.new_zeros(0)
+        return MediaLayout(tuple(media_index.shape), attending, nothing, nothing.view(0, 1), image, False)
+    longest = min(int(count.max()), 2 * -(-total // len(image)))
+    groups = (count + longest - 1) // longest
+    rank = torch.arange(total, device=device) - (count.cumsum(0) - count).repeat_interleave(count)
+    group = (groups.cumsum(0) - groups).repeat_interleave(count) + rank // longest
+    slots = group * longest + rank % longest
+    group_image = image.repeat_interleave(groups)
+    positions = slots.new_zeros(len(group_image) * longest).scatter(0, slots, attending)
+    covers = len(group_image) == images and bool((group_image == torch.arange(images, device=device)).all())
+    return MediaLayout(
+        tuple(media_index.shape), attending, slots, positions.view(-1, longest), group_image, covers
+    )
+
+
+def check_media_index(media_index: Tensor, images: int, exact: bool) -> None:
+    """Raise FlamingoError unless `media_index` points into `images` images; `exact`: the last one must be used.
+
+    A batch that was padded and concatenated without shifting its indices, or sliced, is caught here.
+    """
+    lowest, highest = (int(x) for x in media_index.aminmax()) if media_index.numel() else (-1, -1)
+    if lowest < -1 or highest >= images or (exact and highest + 1 != images):
+        raise FlamingoError(
+            f"media_index runs from {lowest} to {highest}, but there are {images} images; it must be -1 or count them "
+            "through from 0 (collate with the processor, slice with Batch.rows)"
+        )
+
+
+def previous_layout(media_index: Tensor, media_first: Tensor | None) -> PreviousLayout:
+    """What each position reads under *all previous*; without `media_first` a row is one document."""
+    first = first_images(media_index) if media_first is None else media_first
+    return PreviousLayout(first.masked_fill(media_index < 0, -1), media_index)
+
+
+def first_images(media_index: Tensor) -> Tensor:
+    """(b t) the first image of each row of `media_index` (b t), -1 in a row without one."""
+    none = torch.iinfo(media_index.dtype).max
+    first = media_index.masked_fill(media_index < 0, none).amin(1, keepdim=True)
+    return first.masked_fill(first == none, -1).expand_as(media_index)
+
+
+def previous_mask(layout: PreviousLayout, images: Tensor) -> Tensor:
+    """(b t i) bool: may position t of row b read its row's i-th candidate `images` (b i) under *all previous*?"""
+    images = images[:, None, :]
+    return (
+        (layout.first[..., None] >= 0)
+        & (images >= layout.first[..., None])
+        & (images <= layout.last[..., None])
+    )
+
+
+def packing_mask(segment_ids: Tensor, attention_mask: Tensor | None, dtype: torch.dtype) -> Tensor:
+    """Additive causal mask (b 1 t t) that keeps packed documents apart; padding sees only itself (never NaN).
+
+    Float, not bool: MPT accepts no other (reference trial).
+    """
+    t = segment_ids.shape[1]
+    same = segment_ids[:, :, None] == segment_ids[:, None, :]
+    causal = torch.ones(t, t, dtype=torch.bool, device=segment_ids.device).tril()
+    visible = same & causal
+    if attention_mask is not None:
+        visible = visible & attention_mask.bool()[:, None, :]
+    visible = visible | torch.eye(t, dtype=torch.bool, device=segment_ids.device)
+    mask = torch.zeros(visible.shape, dtype=dtype, device=segment_ids.device)
+    return mask.masked_fill(~visible, torch.finfo(dtype).min)[:, None]

@@ -1,0 +1,145 @@
+"""Shared fixtures: backbones of random weights that cost milliseconds, in the directories' real layouts."""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import PIL.Image
+import pytest
+import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedTokenizerFast
+
+from flamingo_lite.document import Image
+from flamingo_lite.models.build import build, build_processor
+from flamingo_lite.models.model import VisionLanguageModel
+from flamingo_lite.processing import VisionLanguageProcessor
+
+torch.set_num_threads(1)
+
+VISION = {
+    "embed_dim": 16,
+    "vision_cfg": {
+        "image_size": 16,
+        "patch_size": 8,
+        "width": 24,
+        "layers": 2,
+        "head_width": 12,
+        "mlp_ratio": 2.0,
+    },
+    "text_cfg": {"context_length": 8, "vocab_size": 32, "width": 16, "heads": 2, "layers": 1},
+}
+PREPROCESS = {
+    "mean": [0.5, 0.5, 0.5],
+    "std": [0.5, 0.5, 0.5],
+    "interpolation": "bicubic",
+    "resize_mode": "squash",
+    "size": 16,
+}
+
+
+def byte_tokenizer() -> PreTrainedTokenizerFast:
+    """Every byte a token, then the special ones that the packaged language model has; `<image>` is not among them."""
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    vocabulary = {character: i for i, character in enumerate(alphabet)}
+    for token in ("<|endoftext|>", "<|endofchunk|>", "<|pad|>"):
+        vocabulary[token] = len(vocabulary)
+    core = Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
+    core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    core.decoder = decoders.ByteLevel()
+    core.add_special_tokens(["<|endoftext|>", "<|endofchunk|>", "<|pad|>"])
+    return PreTrainedTokenizerFast(
+        tokenizer_object=core, bos_token="<|endoftext|>", eos_token="<|endoftext|>", pad_token="<|pad|>"
+    )
+
+
+def tiny_llama(**changes: Any) -> LlamaConfig:
+    sizes: dict[str, Any] = {
+        "vocab_size": 259, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2,
+        "num_attention_heads": 2, "num_key_value_heads": 1, "max_position_embeddings": 256,
+        "tie_word_embeddings": True, "bos_token_id": 256, "eos_token_id": 256, "pad_token_id": 258,
+    }  # fmt: skip
+    return LlamaConfig(**{**sizes, **changes})
+
+
+@pytest.fixture(scope="session")
+def language_directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A random causal LM of two layers with its tokenizer."""
+    directory = tmp_path_factory.mktemp("backbones") / "language"
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(tiny_llama())
+    for name, parameter in model.named_parameters():
+        if "norm" not in name:
+            # The stock 0.02 leaves logits so flat that a leak between positions would hide below the tolerance.
+            torch.nn.init.normal_(parameter, std=0.2)
+    model.save_pretrained(directory)
+    byte_tokenizer().save_pretrained(directory)
+    return directory
+
+
+@pytest.fixture(scope="session")
+def vision_directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A random open_clip image encoder: 16 x 16 pixels, four patches of width 24."""
+    import open_clip
+    from safetensors.torch import save_file
+
+    directory = tmp_path_factory.mktemp("backbones") / "clip"
+    directory.mkdir()
+    torch.manual_seed(1)
+    clip = open_clip.CLIP(**VISION)
+    save_file(
+        {k: v.contiguous() for k, v in clip.state_dict().items()}, directory / "open_clip_model.safetensors"
+    )
+    (directory / "open_clip_config.json").write_text(
+        json.dumps({"model_cfg": VISION, "preprocess_cfg": PREPROCESS}), encoding="utf-8"
+    )
+    return directory
+
+
+@pytest.fixture(scope="session")
+def model_config(language_directory: Path, vision_directory: Path) -> dict[str, Any]:
+    return {
+        "vision": {"name": str(vision_directory)},
+        "language": {"name": str(language_directory)},
+        "connector": {"depth": 1, "latents": 3, "heads": 2, "dim_head": 8, "ff_mult": 2},
+        "fusion": {"every": 1, "heads": 2, "dim_head": 8, "ff_mult": 2},
+    }
+
+
+def open_gates(model: VisionLanguageModel, value: float = 0.7) -> VisionLanguageModel:
+    """Gates away from 0, so that images matter."""
+    with torch.no_grad():
+        for block in model.blocks.values():
+            block.attention_gate.fill_(value)
+            block.feed_forward_gate.fill_(value)
+    return model
+
+
+@pytest.fixture
+def model(model_config: dict[str, Any]) -> VisionLanguageModel:
+    """A model whose images matter, in evaluation mode."""
+    torch.manual_seed(2)
+    return open_gates(build(model_config)).eval()
+
+
+@pytest.fixture(scope="session")
+def processor(model_config: dict[str, Any]) -> VisionLanguageProcessor:
+    return build_processor(model_config)
+
+
+@pytest.fixture(scope="session")
+def image_of() -> Callable[[int], Image]:
+    """Distinct small PNG images by number."""
+
+    def make(number: int) -> Image:
+        pixels = np.random.default_rng(number).integers(0, 256, (16, 16, 3), dtype=np.uint8)
+        buffer = io.BytesIO()
+        PIL.Image.fromarray(pixels).save(buffer, format="PNG")
+        return Image(buffer.getvalue(), words=f"image {number}")
+
+    return make
