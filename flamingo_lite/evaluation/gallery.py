@@ -1,0 +1,121 @@
+"""Chooses the predictions that a report shows, and draws their prompts again.
+
+A prompt is a pure function of a sample's keys, so nothing of it is stored; its `prompt_sha` proves that what is
+shown is what the model was given.
+"""
+
+import base64
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from flamingo_lite.document import Document, Image, Text, image_format
+from flamingo_lite.errors import FlamingoError
+from flamingo_lite.evaluation.grid import Setting, build_prompt
+from flamingo_lite.evaluation.results import prompt_sha
+from flamingo_lite.evaluation.tasks import spoken
+
+Sample = dict[str, Any]
+_MIME = {"jpg": "image/jpeg", "png": "image/png", "webp": "image/webp"}
+
+
+@dataclass(frozen=True)
+class Piece:
+    """A part of a prompt as it is shown: an image as a data URI, the text that follows it, or either alone."""
+
+    image: str | None
+    text: str
+
+
+@dataclass(frozen=True)
+class Shown:
+    """A prediction with its prompt; without `pieces` when the prompt cannot be drawn again."""
+
+    sample: Sample
+    title: str
+    verdict: str
+    pieces: tuple[Piece, ...]
+
+
+def gallery(samples: Iterable[Sample]) -> list[Shown]:
+    return [
+        Shown(sample, _title(sample), _verdict(sample), _pieces(_redrawn(sample)))
+        for sample in choose(samples)
+    ]
+
+
+def choose(samples: Iterable[Sample]) -> list[Sample]:
+    """Of every split and style at the most shots a right and a wrong answer, of every control one, wrong if any is;
+    one without an answer in it, and one that failed. By the order of their hashes: fixed, and nobody's choice."""
+    ordered = sorted(
+        samples, key=lambda s: (-s["shots"], s["prompt_sha"], str(s.get("style")), s["seed"], s["query_id"])
+    )
+    standard = [s for s in ordered if s["condition"] == "standard"]
+    control = [s for s in ordered if s["condition"] != "standard"]
+    chosen: list[Sample] = []
+
+    def take(pool: Sequence[Sample], wanted: Callable[[Sample], bool]) -> bool:
+        found = next((s for s in pool if wanted(s) and s not in chosen), None)
+        if found is not None:
+            chosen.append(found)
+        return found is not None
+
+    for split, style in dict.fromkeys((s["split"], s.get("style")) for s in sorted(standard, key=_place)):
+        pool = [s for s in standard if (s["split"], s.get("style")) == (split, style)]
+        # A reader wants first to see the task work, then where it does not.
+        for right in (1.0, 0.0):
+            take(pool, lambda s, right=right: s["score"] == right and s["status"] == "ok")
+    for condition in dict.fromkeys(s["condition"] for s in sorted(control, key=_place)):
+        pool = [s for s in control if s["condition"] == condition]
+        take(pool, lambda s: s["score"] == 0.0 and s["status"] == "ok") or take(pool, lambda s: True)
+    for status in ("unparsed", "failed"):
+        take(ordered, lambda s, status=status: s["status"] == status)
+    return chosen
+
+
+def _place(sample: Sample) -> tuple[str, int, str]:
+    """Splits and styles by name, but `test`, which the others are measured against, first."""
+    return str(sample.get("style")), sample["split"] != "test", f"{sample['split']} {sample['condition']}"
+
+
+def _redrawn(sample: Sample) -> Document | None:
+    try:
+        setting = Setting(
+            sample["task"], sample["split"], sample.get("style") or "", sample["condition"], sample["shots"]
+        )
+        document = build_prompt(setting, sample["query_id"], sample["seed"]).document
+    except FlamingoError:
+        return None
+    # Another version of the drawing libraries may encode other bytes; then nothing is shown rather than a likeness.
+    return document if prompt_sha(document) == sample["prompt_sha"] else None
+
+
+def _pieces(document: Document | None) -> tuple[Piece, ...]:
+    pieces: list[Piece] = []
+    ended = True
+    for segment in document or ():
+        if isinstance(segment, Image):
+            pieces.append(Piece(_data_uri(segment), ""))
+        elif ended:
+            pieces.append(Piece(None, segment.text))
+        else:
+            pieces[-1] = Piece(pieces[-1].image, pieces[-1].text + segment.text)
+        ended = isinstance(segment, Text) and segment.ends_chunk
+    return tuple(pieces)
+
+
+def _data_uri(image: Image) -> str:
+    mime = _MIME[image_format(image.data) or "png"]
+    return f"data:{mime};base64,{base64.b64encode(image.data).decode('ascii')}"
+
+
+def _title(sample: Sample) -> str:
+    parts = [sample["split"]] if sample["condition"] == "standard" else [sample["condition"], sample["split"]]
+    parts += [sample.get("style") or "", f"{sample['shots']} shots"]
+    return " · ".join(spoken(part) for part in parts if part)
+
+
+def _verdict(sample: Sample) -> str:
+    if sample["status"] == "failed":
+        return "failed"
+    return "right" if sample["score"] == 1.0 else "wrong"
