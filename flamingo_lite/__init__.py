@@ -1,4 +1,5 @@
-"""flamingo_lite: join a vision encoder to a language model, train the join, measure what it learns in context.
+"""flamingo_lite: join a vision encoder to a language model, train the join, measure what it learns in
+context.
 
 `import flamingo_lite` imports no torch: a name is resolved when it is touched.
 """

@@ -44,7 +44,9 @@ PREPROCESS = {
 
 
 def byte_tokenizer() -> PreTrainedTokenizerFast:
-    """Every byte a token, then the special ones that the packaged language model has; `<image>` is not among them."""
+    """Every byte a token, then the special ones that the packaged language model has; `<image>` is not among
+    them.
+    """
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     vocabulary = {character: i for i, character in enumerate(alphabet)}
     for token in ("<|endoftext|>", "<|endofchunk|>", "<|pad|>"):
@@ -75,7 +77,8 @@ def language_directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
     model = AutoModelForCausalLM.from_config(tiny_llama())
     for name, parameter in model.named_parameters():
         if "norm" not in name:
-            # The stock 0.02 leaves logits so flat that a leak between positions would hide below the tolerance.
+            # The stock 0.02 leaves logits so flat that a leak between positions would hide below the
+            # tolerance.
             torch.nn.init.normal_(parameter, std=0.2)
     model.save_pretrained(directory)
     byte_tokenizer().save_pretrained(directory)

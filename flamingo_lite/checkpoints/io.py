@@ -1,7 +1,7 @@
 """Save and load models: a whole directory, or a training checkpoint of the trained parameters alone.
 
-A training checkpoint names every frozen part with its revision and sha256, and loading checks them. A directory
-appears under its final name only when it is complete. Only safetensors and json are ever read.
+A training checkpoint names every frozen part with its revision and sha256, and loading checks them. A
+directory appears under its final name only when it is complete. Only safetensors and json are ever read.
 """
 
 from __future__ import annotations
@@ -29,7 +29,8 @@ FORMAT = "flamingo_lite training checkpoint, version 1"
 
 
 def load(path: str | Path) -> tuple[VisionLanguageModel, VisionLanguageProcessor]:
-    """Model (in evaluation mode) and processor of a directory that `save` wrote, whole or training checkpoint.
+    """Model (in evaluation mode) and processor of a directory that `save` wrote, whole or training
+    checkpoint.
 
     Raises FlamingoError in one line for what is missing, damaged, or of another kind.
     """
@@ -69,9 +70,10 @@ def save(
 ) -> Path:
     """Write model and processor to the directory `path` in one step, replacing a directory that is there.
 
-    `whole` False writes a training checkpoint: the parameters that train, and the name, revision and sha256 of every
-    frozen part, which must have a source to come from again. `notes` (step, metrics, ...) go into its manifest.
-    Raises FlamingoError when the disk refuses, leaving nothing under `path` that was not there before.
+    `whole` False writes a training checkpoint: the parameters that train, and the name, revision and sha256
+    of every frozen part, which must have a source to come from again. `notes` (step, metrics, ...) go into
+    its manifest. Raises FlamingoError when the disk refuses, leaving nothing under `path` that was not there
+    before.
     """
     path = Path(path)
     manifest = None if whole else {**_manifest(model), "notes": notes or {}}
@@ -117,7 +119,8 @@ def _manifest(model: VisionLanguageModel) -> dict[str, Any]:
         source = sources.get(part)
         if source is None or source.get("pretrained") is False:
             raise FlamingoError(
-                f"{part} is frozen, but its weights have no source to load them from again; save the whole model"
+                f"{part} is frozen, but its weights have no source to load them from again; "
+                "save the whole model"
             )
         frozen[part] = {**source, "sha256": sha256}
     return {"format": FORMAT, "model": sources, "policy": model.config.policy, "frozen": frozen}
@@ -134,8 +137,10 @@ def _load_training_checkpoint(directory: Path) -> VisionLanguageModel:
     for part, recorded in manifest.get("frozen", {}).items():
         if found.get(part) != recorded["sha256"]:
             raise FlamingoError(
-                f"the frozen {part} {recorded.get('name')!r} is not the one that {directory} was trained with (sha256 "
-                f"{str(found.get(part))[:12]}, recorded {recorded['sha256'][:12]}); restore that version"
+                f"the frozen {part} {recorded.get('name')!r} is not the one that {directory} was trained "
+                "with "
+                f"(sha256 {str(found.get(part))[:12]}, recorded {recorded['sha256'][:12]}); restore that "
+                "version"
             )
     try:
         state = load_file(directory / TRAINED)

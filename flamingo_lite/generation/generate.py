@@ -21,11 +21,13 @@ def generate(
     stop: str | None = END_OF_CHUNK,
     **options: Any,
 ) -> list[str]:
-    """One text per document, without special tokens, up to `stop` or the end token. Greedy unless `options` say more.
+    """One text per document, without special tokens, up to `stop` or the end token. Greedy unless `options`
+    say more.
 
-    `options` go to `model.generate` (num_beams, do_sample, ...). `stop`: a token, or any string, at which a text is
-    cut. Every distinct image (by `Image.id`) is encoded once over the whole call, and its keys and values are
-    projected once per fused layer. Raises FlamingoError for a prompt that does not fit the context, by its index.
+    `options` go to `model.generate` (num_beams, do_sample, ...). `stop`: a token, or any string, at which a
+    text is cut. Every distinct image (by `Image.id`) is encoded once over the whole call, and its keys and
+    values are projected once per fused layer. Raises FlamingoError for a prompt that does not fit the
+    context, by its index.
     """
     if max_new_tokens < 1:
         raise FlamingoError(f"max_new_tokens is {max_new_tokens}; it must be at least 1")
@@ -38,9 +40,13 @@ def generate(
     stop_id = tokenizer.get_vocab().get(stop) if stop is not None else None
     ends = sorted({i for i in (stop_id, tokenizer.eos_token_id) if i is not None})
     settings = {
-        "do_sample": False, "num_beams": 1, "pad_token_id": tokenizer.pad_token_id, "eos_token_id": ends or None,
-        "max_new_tokens": max_new_tokens, **options,
-    }  # fmt: skip
+        "do_sample": False,
+        "num_beams": 1,
+        "pad_token_id": tokenizer.pad_token_id,
+        "eos_token_id": ends or None,
+        "max_new_tokens": max_new_tokens,
+        **options,
+    }
     texts = [""] * len(encoded)
     with evaluating(model):
         for batch in prompt_batches(model, processor, encoded, batch_size):

@@ -39,7 +39,9 @@ class PromptBatch:
 def encode_prompts(
     model: VisionLanguageModel, processor: VisionLanguageProcessor, documents: Sequence[Document], room: int
 ) -> list[Encoded]:
-    """Token ids of all documents; raises FlamingoError naming the first that leaves no `room` for new tokens."""
+    """Token ids of all documents; raises FlamingoError naming the first that leaves no `room` for new
+    tokens.
+    """
     if isinstance(documents, Document):
         raise FlamingoError("expected a list of documents, got one Document; write [document]")
     encoded = processor.encode_all(documents)
@@ -47,8 +49,9 @@ def encode_prompts(
     for i, prompt in enumerate(encoded):
         if limit is not None and len(prompt) + room > limit:
             raise FlamingoError(
-                f"document {i}: its prompt has {len(prompt)} tokens, and {room} new ones make {len(prompt) + room}; "
-                f"the language model's context is {limit}: use fewer shots or less text"
+                f"document {i}: its prompt has {len(prompt)} tokens, {len(prompt) + room} with the new "
+                "ones; the "
+                f" language model's context is {limit}: use fewer shots or less text"
             )
     return encoded
 

@@ -28,9 +28,9 @@ def score(
 ) -> Tensor:
     """(documents, candidates) float32: log-probability of each candidate's tokens after each document.
 
-    A candidate is one text segment; `Text("yes", ends_chunk=True)` also counts the token that ends it, so that a
-    candidate is not preferred for being the beginning of another. Raises FlamingoError for no candidates, an empty one,
-    or a prompt that does not fit the context, by its index.
+    A candidate is one text segment; `Text("yes", ends_chunk=True)` also counts the token that ends it, so
+    that a candidate is not preferred for being the beginning of another. Raises FlamingoError for no
+    candidates, an empty one, or a prompt that does not fit the context, by its index.
     """
     if not candidates or not documents:
         raise FlamingoError(

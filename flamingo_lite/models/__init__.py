@@ -1,1 +1,3 @@
-"""The model: a vision encoder, a connector and a language model, joined; what trains; building it from a config."""
+"""The model: a vision encoder, a connector and a language model, joined; what trains; building it from a
+config.
+"""

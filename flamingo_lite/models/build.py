@@ -1,4 +1,6 @@
-"""A model and its processor from a config: which vision encoder, connector, fusion, language model and policy."""
+"""A model and its processor from a config: which vision encoder, connector, fusion, language model and
+policy.
+"""
 
 from __future__ import annotations
 
@@ -62,7 +64,9 @@ def build(model_config: ModelConfig | Mapping[str, Any] | DictConfig | None = No
 def build_processor(
     model_config: ModelConfig | Mapping[str, Any] | DictConfig | None = None,
 ) -> VisionLanguageProcessor:
-    """The processor that belongs to `build(model_config)`: the language model's tokenizer, the encoder's transform."""
+    """The processor that belongs to `build(model_config)`: the language model's tokenizer, the encoder's
+    transform.
+    """
     config = model_config_from(model_config)
     tower = vision_tower(config.vision)
     transform = ImageTransform.from_open_clip(tower.preprocess)
@@ -103,6 +107,9 @@ def _typed(kind: type[Config], value: Any, where: str) -> Config:
 
 def _field_types(kind: type[Any]) -> dict[str, Any]:
     parts = {
-        "vision": VisionConfig, "language": LanguageConfig, "connector": ConnectorConfig, "fusion": GatedConfig,
-    }  # fmt: skip
+        "vision": VisionConfig,
+        "language": LanguageConfig,
+        "connector": ConnectorConfig,
+        "fusion": GatedConfig,
+    }
     return {f.name: parts.get(f.name) if kind is ModelConfig else None for f in fields(kind)}

@@ -12,8 +12,8 @@ class VisionLanguageConfig(PretrainedConfig):
     """The parts' own configs, the join, and the ids of the new tokens.
 
     `text_config.vocab_size` counts the new rows (prompt lookup and beam search index logits by it), while
-    `base_vocab_size` is that of the language model as it came. `sources` is the model config that `build` was given:
-    names, revisions, weights.
+    `base_vocab_size` is that of the language model as it came. `sources` is the model config that `build` was
+    given: names, revisions, weights.
     """
 
     model_type = "flamingo_lite"
@@ -36,8 +36,9 @@ class VisionLanguageConfig(PretrainedConfig):
         if isinstance(text_config, dict):
             text_config = AutoConfig.for_model(**text_config)
         elif text_config is not None:
-            # A copy, and its attention implementation set again below: an outer config built around the config of
-            # an existing model resets it to None, and the causal mask is then dropped without a word.
+            # A copy, and its attention implementation set again below: an outer config built around the
+            # config of an existing model resets it to None, and the causal mask is then dropped without a
+            # word.
             text_config = copy.deepcopy(text_config)
         attention = getattr(text_config, "_attn_implementation", None)
         self.text_config = text_config if text_config is not None else AutoConfig.for_model("llama")

@@ -1,7 +1,8 @@
 """Cross-attention fusion: gated blocks inserted before the layers of a causal LM that stays what it was.
 
-A decoder layer keeps its class, its object and its keys. It gets the block as a submodule, and a bound forward that
-runs the block and then the class's own forward. What the block reads comes through one slot that the model owns.
+A decoder layer keeps its class, its object and its keys. It gets the block as a submodule, and a bound
+forward that runs the block and then the class's own forward. What the block reads comes through one slot that
+the model owns.
 """
 
 from __future__ import annotations
@@ -25,7 +26,9 @@ from flamingo_lite.nn.masks import MediaLayout, PreviousLayout
 
 @dataclass(frozen=True)
 class FusionContext:
-    """What the blocks of one forward read. `media` is a tensor (m n d) when gradients are wanted, else the cache."""
+    """What the blocks of one forward read. `media` is a tensor (m n d) when gradients are wanted, else the
+    cache.
+    """
 
     media: Tensor | MediaCache
     layout: MediaLayout | PreviousLayout
@@ -47,7 +50,9 @@ class FusionSlot:
 
 
 class FusedBlock(GradientCheckpointingLayer, GatedCrossAttention):
-    """A gated block that transformers' activation checkpointing covers, apart from the layer that it precedes."""
+    """A gated block that transformers' activation checkpointing covers, apart from the layer that it
+    precedes.
+    """
 
 
 def insert_blocks(
@@ -81,9 +86,9 @@ def fused_forward(
 
 
 def leave_whole_layers_to_their_forward(language: PreTrainedModel) -> None:
-    """Call after checkpointing is switched on: where transformers checkpoints `__call__` instead of the class's
-    `forward` (5.10 to about 5.20), a fused layer would read the slot during recomputation; there only blocks are
-    recomputed.
+    """Call after checkpointing is switched on: where transformers checkpoints `__call__` instead of the
+    class's `forward` (5.10 to about 5.20), a fused layer would read the slot during recomputation; there only
+    blocks are recomputed.
     """
     if "__call__" in GradientCheckpointingLayer.__dict__:
         for layer in decoder_layers(language):
@@ -92,5 +97,7 @@ def leave_whole_layers_to_their_forward(language: PreTrainedModel) -> None:
 
 
 def fusion_media(cache: MediaCache, tokens: Tensor) -> Tensor | MediaCache:
-    """With gradients the tokens themselves (a checkpointed function must get its tensors as arguments), else the cache."""
+    """With gradients the tokens themselves (a checkpointed function must get its tensors as arguments), else
+    the cache.
+    """
     return tokens if torch.is_grad_enabled() else cache

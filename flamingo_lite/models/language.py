@@ -35,7 +35,9 @@ HEAD_POST_PROCESSING = (
 
 @dataclass
 class LanguageConfig:
-    """Which language model. `name`: "tiny", a directory, or a hub name; `pretrained` False leaves weights random."""
+    """Which language model. `name`: "tiny", a directory, or a hub name; `pretrained` False leaves weights
+    random.
+    """
 
     name: str = "tiny"
     revision: str | None = None
@@ -45,7 +47,9 @@ class LanguageConfig:
 
 
 def load_language(config: LanguageConfig) -> PreTrainedModel:
-    """The causal LM; never runs code from the checkpoint. Raises FlamingoError in one line when it cannot load."""
+    """The causal LM; never runs code from the checkpoint. Raises FlamingoError in one line when it cannot
+    load.
+    """
     source = backbone_directory(config.name, "language") or config.name
     dtype = getattr(torch, config.dtype, None)
     if not isinstance(dtype, torch.dtype):
@@ -75,7 +79,8 @@ def _cannot_load(what: str, config: LanguageConfig, error: Exception) -> str:
     reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
     revision = f" at revision {config.revision}" if config.revision else ""
     return (
-        f"cannot load the {what} {config.name!r}{revision}: {reason}; expected 'tiny', a directory, or a hub name that "
+        f"cannot load the {what} {config.name!r}{revision}: {reason}; expected 'tiny', a directory, or a "
+        "hub name that "
         "is in the local cache or can be downloaded"
     )
 
@@ -86,7 +91,8 @@ def decoder_layers(language: PreTrainedModel) -> nn.ModuleList:
     found = [m for m in language.modules() if isinstance(m, nn.ModuleList) and len(m) == count]
     if len(found) != 1:
         raise FlamingoError(
-            f"{type(language).__name__} has {len(found)} module lists of length {count}, expected exactly one; "
+            f"{type(language).__name__} has {len(found)} module lists of length {count}, expected exactly "
+            "one; "
             "its decoder layers cannot be told apart, so nothing can be inserted"
         )
     return found[0]
@@ -119,17 +125,20 @@ def refuse_packing(language: PreTrainedModel) -> None:
     attention = getattr(config, "_attn_implementation", None)
     if config.model_type not in PACKS_WITH_A_MASK or slides or attention not in ("sdpa", "eager"):
         raise FlamingoError(
-            f"packed documents (segment_ids) are not supported for {config.model_type} with {attention} attention"
+            f"packed documents (segment_ids) are not supported for {config.model_type} with {attention} "
+            "attention"
             f"{' and sliding windows' if slides else ''}; train without packing, or use one of "
             f"{', '.join(sorted(PACKS_WITH_A_MASK))} with sdpa attention"
         )
 
 
 def add_new_rows(language: PreTrainedModel, first: int, count: int) -> None:
-    """Give token ids `first .. first + count - 1` rows of their own, in the embedding and, when untied, in the head.
+    """Give token ids `first .. first + count - 1` rows of their own, in the embedding and, when untied, in
+    the head.
 
-    The base matrices keep their shapes, keys and values, so that they can stay frozen, and the optimizer's state
-    covers k rows only. `first` may lie inside the base matrix where that is padded beyond the tokenizer.
+    The base matrices keep their shapes, keys and values, so that they can stay frozen, and the optimizer's
+    state covers k rows only. `first` may lie inside the base matrix where that is padded beyond the
+    tokenizer.
     """
     embedding, head = language.get_input_embeddings(), language.get_output_embeddings()
     if first > embedding.weight.shape[0]:
@@ -150,7 +159,9 @@ def add_new_rows(language: PreTrainedModel, first: int, count: int) -> None:
 
 
 def embed_with_new_rows(embedding: nn.Module, first: int, ids: Tensor) -> Tensor:
-    """The embedding's own forward, bound late; new ids read `new_rows`, scaled as Gemma scales its embeddings."""
+    """The embedding's own forward, bound late; new ids read `new_rows`, scaled as Gemma scales its
+    embeddings.
+    """
     rows = embedding.new_rows
     is_new = (ids >= first) & (ids < first + len(rows))
     known = type(embedding).forward(embedding, ids.masked_fill(is_new, 0))
@@ -159,7 +170,9 @@ def embed_with_new_rows(embedding: nn.Module, first: int, ids: Tensor) -> Tensor
 
 
 def head_with_new_rows(head: nn.Module, owner: nn.Module, first: int, hidden: Tensor) -> Tensor:
-    """The head's own logits with the columns of the new ids put in; `owner` holds the rows (tied: the embedding)."""
+    """The head's own logits with the columns of the new ids put in; `owner` holds the rows (tied: the
+    embedding).
+    """
     known = type(head).forward(head, hidden)
     new = F.linear(hidden, owner.new_rows.to(hidden.dtype))
     return torch.cat((known[..., :first], new, known[..., first + new.shape[-1] :]), dim=-1)

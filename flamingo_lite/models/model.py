@@ -1,7 +1,8 @@
-"""The model: encode the images, connect them to media tokens, let the language model's blocks read them, predict.
+"""The model: encode the images, connect them to media tokens, let the language model's blocks read them,
+predict.
 
-Shape letters: b batch, t text positions, m images in the whole batch, c channels, h height, w width, p patches,
-n media tokens per image, d width, v vocabulary.
+Shape letters: b batch, t text positions, m images in the whole batch, c channels, h height, w width, p
+patches, n media tokens per image, d width, v vocabulary.
 """
 
 from __future__ import annotations
@@ -75,7 +76,9 @@ class VisionLanguageModel(PreTrainedModel, GenerationMixin):
         vision: VisionEncoder | None = None,
         language: PreTrainedModel | None = None,
     ) -> None:
-        """`vision` and `language` are the loaded parts; without them they are made from the config, weights random."""
+        """`vision` and `language` are the loaded parts; without them they are made from the config, weights
+        random.
+        """
         attention = config.text_config._attn_implementation
         super().__init__(config)
         config.text_config._attn_implementation = attention
@@ -98,7 +101,9 @@ class VisionLanguageModel(PreTrainedModel, GenerationMixin):
 
     @classmethod
     def from_pretrained(cls, *args: Any, output_loading_info: bool = False, **kwargs: Any) -> Any:
-        """As transformers', but a directory that lacks weights is a FlamingoError, never a silent random start."""
+        """As transformers', but a directory that lacks weights is a FlamingoError, never a silent random
+        start.
+        """
         model, info = super().from_pretrained(*args, output_loading_info=True, **kwargs)
         if info["missing_keys"] or info["mismatched_keys"]:
             missing = sorted(info["missing_keys"]) or [str(key) for key in info["mismatched_keys"]]
@@ -108,7 +113,8 @@ class VisionLanguageModel(PreTrainedModel, GenerationMixin):
         apply_policy(model, model.config.policy)
         return (model, info) if output_loading_info else model
 
-    # ---- the forward pass -------------------------------------------------------------------------------------
+    # ---- the forward pass
+    # -------------------------------------------------------------------------------------
 
     def forward(
         self,
@@ -129,10 +135,11 @@ class VisionLanguageModel(PreTrainedModel, GenerationMixin):
     ) -> CausalLMOutputWithPast:
         """`.loss` and `.logits` (b t v); the fields of `Batch` are described in design.md, section 4.
 
-        In training with labels the loss is computed in chunks and `.logits` is None. `num_items`: the number of
-        trained tokens to divide the summed loss by, over all ranks and accumulation steps; by default this batch's.
-        `media`: images encoded before, in place of `pixel_values`. Raises FlamingoError for a media index that does
-        not fit the images and for packing where the language model cannot keep documents apart.
+        In training with labels the loss is computed in chunks and `.logits` is None. `num_items`: the number
+        of trained tokens to divide the summed loss by, over all ranks and accumulation steps; by default this
+        batch's. `media`: images encoded before, in place of `pixel_values`. Raises FlamingoError for a media
+        index that does not fit the images and for packing where the language model cannot keep documents
+        apart.
         """
         if media_index is None:
             media_index = torch.full_like(input_ids, -1)
@@ -157,7 +164,9 @@ class VisionLanguageModel(PreTrainedModel, GenerationMixin):
         return out
 
     def encode_images(self, pixel_values: Tensor) -> Tensor:
-        """(m c h w) -> media tokens (m n d). Without gradient through a vision encoder that does not train."""
+        """(m c h w) -> media tokens (m n d). Without gradient through a vision encoder that does not
+        train.
+        """
         trains = any(p.requires_grad for p in self.vision.parameters())
         with torch.set_grad_enabled(trains and torch.is_grad_enabled()):
             patches = self.vision(pixel_values.to(next(self.vision.parameters()).dtype))
@@ -183,8 +192,8 @@ class VisionLanguageModel(PreTrainedModel, GenerationMixin):
         )
 
     def no_media(self) -> MediaCache:
-        """The cache of no images; in training one blank image that no position reads, so that every parameter still has
-        a gradient."""
+        """The cache of no images; in training one blank image that no position reads, so that every parameter
+        still has a gradient."""
         like = next(self.connector.parameters())
         if self.training and torch.is_grad_enabled():
             blank = torch.zeros(1, 3, *self.vision.image_size, dtype=like.dtype, device=like.device)
@@ -229,14 +238,16 @@ class VisionLanguageModel(PreTrainedModel, GenerationMixin):
             inputs["position_ids"] = position_ids
         return inputs
 
-    # ---- generation -------------------------------------------------------------------------------------------
+    # ---- generation
+    # -------------------------------------------------------------------------------------------
 
     @torch.no_grad()
     def generate(self, inputs: Tensor | None = None, **kwargs: Any) -> Any:
         """transformers' `generate` with the fields of a `Batch` (labels and position ids are not needed).
 
-        Images are encoded and projected once, shared by beams and samples; `<image>` is never generated; a new token
-        sees what its row's last token saw. Raises FlamingoError for a media index that does not fit the images.
+        Images are encoded and projected once, shared by beams and samples; `<image>` is never generated; a
+        new token sees what its row's last token saw. Raises FlamingoError for a media index that does not fit
+        the images.
         """
         for name in ("labels", "position_ids"):
             kwargs.pop(name, None)
@@ -265,7 +276,9 @@ class VisionLanguageModel(PreTrainedModel, GenerationMixin):
     def prepare_inputs_for_generation(
         self, input_ids: Tensor, past_key_values: Any = None, **kwargs: Any
     ) -> dict[str, Any]:
-        """Media indices grow by repeating each row's last one, and are cut by what the cache has already seen."""
+        """Media indices grow by repeating each row's last one, and are cut by what the cache has already
+        seen.
+        """
         indices = {name: kwargs.pop(name, None) for name in ("media_index", "media_first")}
         inputs = super().prepare_inputs_for_generation(input_ids, past_key_values=past_key_values, **kwargs)
         seen = 0 if past_key_values is None else int(past_key_values.get_seq_length())
@@ -276,7 +289,8 @@ class VisionLanguageModel(PreTrainedModel, GenerationMixin):
                 inputs[name] = torch.cat((index, new), dim=1)[:, seen : seen + length]
         return inputs
 
-    # ---- what transformers asks of a model --------------------------------------------------------------------
+    # ---- what transformers asks of a model
+    # --------------------------------------------------------------------
 
     def train(self, mode: bool = True) -> Self:
         """A vision encoder that does not train stays in evaluation mode: no patch is dropped."""

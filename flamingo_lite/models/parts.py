@@ -1,4 +1,6 @@
-"""Where the parts of a model come from: the packaged tiny pair, a directory, or a name to look up elsewhere."""
+"""Where the parts of a model come from: the packaged tiny pair, a directory, or a name to look up
+elsewhere.
+"""
 
 from __future__ import annotations
 

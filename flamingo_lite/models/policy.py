@@ -26,7 +26,9 @@ DEFAULT_POLICY: dict[str, str] = {
 
 @dataclass(frozen=True)
 class PolicyRow:
-    """What one entry decided: how many tensors and numbers have this pattern as the last that matches them."""
+    """What one entry decided: how many tensors and numbers have this pattern as the last that matches
+    them.
+    """
 
     pattern: str
     status: str
@@ -37,8 +39,8 @@ class PolicyRow:
 def apply_policy(model: nn.Module, policy: Mapping[str, str] | None = None) -> list[PolicyRow]:
     """Set `requires_grad` of every parameter by the last entry that matches its name; returns the table.
 
-    `policy` entries (glob pattern -> "frozen" or "full") follow those of `DEFAULT_POLICY`. Raises FlamingoError for an
-    unknown status and for a pattern that matches nothing.
+    `policy` entries (glob pattern -> "frozen" or "full") follow those of `DEFAULT_POLICY`. Raises
+    FlamingoError for an unknown status and for a pattern that matches nothing.
     """
     table = dict(DEFAULT_POLICY)
     names = [name for name, _ in model.named_parameters()]
@@ -85,7 +87,9 @@ def trainable_state_dict(model: nn.Module) -> dict[str, Tensor]:
 
 
 def load_trainable_state_dict(model: nn.Module, state: Mapping[str, Tensor]) -> None:
-    """Copy `state` into the parameters that train; raises FlamingoError unless names and shapes agree exactly."""
+    """Copy `state` into the parameters that train; raises FlamingoError unless names and shapes agree
+    exactly.
+    """
     own = {name: p for name, p in model.named_parameters() if p.requires_grad}
     missing, unknown = sorted(own.keys() - state.keys()), sorted(state.keys() - own.keys())
     misshapen = [name for name in own if name in state and own[name].shape != state[name].shape]
@@ -93,7 +97,8 @@ def load_trainable_state_dict(model: nn.Module, state: Mapping[str, Tensor]) -> 
         first = (missing + unknown + misshapen)[0]
         raise FlamingoError(
             f"trained parameters do not fit the model: {len(missing)} missing, {len(unknown)} unknown, "
-            f"{len(misshapen)} of another shape (first: {first}); build the model with the config of the checkpoint"
+            f"{len(misshapen)} of another shape (first: {first}); build the model with the config of the "
+            "checkpoint"
         )
     with torch.no_grad():
         for name, parameter in own.items():
@@ -101,7 +106,9 @@ def load_trainable_state_dict(model: nn.Module, state: Mapping[str, Tensor]) -> 
 
 
 def frozen_sha256(model: nn.Module) -> dict[str, str]:
-    """sha256 of the frozen parameters of each part ("vision", "language", ...): names, types, shapes and bytes."""
+    """sha256 of the frozen parameters of each part ("vision", "language", ...): names, types, shapes and
+    bytes.
+    """
     digests: dict[str, hashlib._Hash] = {}
     for name, parameter in sorted(model.named_parameters(), key=lambda item: item[0]):
         if parameter.requires_grad:

@@ -25,8 +25,8 @@ from flamingo_lite.names import check_choice
 class VisionConfig:
     """Which encoder. `name`: "tiny", a directory with open_clip_config.json, or an open_clip model name.
 
-    `pretrained`: a tag or a weight file for an open_clip name; None takes the directory's own weights; False leaves
-    them random. `layer`: the block whose output is read, from the end.
+    `pretrained`: a tag or a weight file for an open_clip name; None takes the directory's own weights; False
+    leaves them random. `layer`: the block whose output is read, from the end.
     """
 
     name: str = "tiny"
@@ -36,7 +36,9 @@ class VisionConfig:
 
 @dataclass
 class VisionTower:
-    """What is needed to build a tower again without its source: open_clip's `model_cfg`, less the text tower."""
+    """What is needed to build a tower again without its source: open_clip's `model_cfg`, less the text
+    tower.
+    """
 
     embed_dim: int
     vision_cfg: dict[str, Any]
@@ -48,8 +50,9 @@ class VisionTower:
 class VisionEncoder(nn.Module):
     """Pixels (m c h w) -> patch features (m p d): no class token, and before `ln_post`.
 
-    open_clip >= 2.23 applies `ln_post` to the tokens that it returns, <= 2.20 did not, and the published OpenFlamingo
-    checkpoints expect them without; `forward_intermediates` is the one call that gives them so in all later releases.
+    open_clip >= 2.23 applies `ln_post` to the tokens that it returns, <= 2.20 did not, and the published
+    OpenFlamingo checkpoints expect them without; `forward_intermediates` is the one call that gives them so
+    in all later releases.
     """
 
     def __init__(self, tower: VisionTower) -> None:
@@ -69,7 +72,9 @@ class VisionEncoder(nn.Module):
             module._is_hf_initialized = True
 
     def forward(self, pixel_values: Tensor) -> Tensor:
-        """(m c h w) -> (m p d). Raises FlamingoError when the images have another size than the encoder takes."""
+        """(m c h w) -> (m p d). Raises FlamingoError when the images have another size than the encoder
+        takes.
+        """
         if tuple(pixel_values.shape[-2:]) != self.image_size:
             raise FlamingoError(
                 f"images are {tuple(pixel_values.shape[-2:])}, the vision encoder takes {self.image_size}; "
@@ -92,13 +97,17 @@ class VisionEncoder(nn.Module):
 
 
 def vision_tower(config: VisionConfig) -> VisionTower:
-    """How the encoder is built and its images prepared, without loading its weights where that can be avoided."""
+    """How the encoder is built and its images prepared, without loading its weights where that can be
+    avoided.
+    """
     directory = backbone_directory(config.name, "clip")
     return load_vision(config)[0] if directory is None else _read_directory(directory, config.layer)
 
 
 def load_vision(config: VisionConfig) -> tuple[VisionTower, VisionEncoder]:
-    """The encoder with its weights, and how to build it again. Raises FlamingoError in one line when it cannot."""
+    """The encoder with its weights, and how to build it again. Raises FlamingoError in one line when it
+    cannot.
+    """
     directory = backbone_directory(config.name, "clip")
     if directory is None:
         return _from_open_clip(config)
@@ -137,7 +146,8 @@ def _read_directory(directory: Path, layer: int) -> VisionTower:
         )
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise FlamingoError(
-            f"cannot read {path}: {type(error).__name__}: {error}; expected open_clip's model_cfg and preprocess_cfg"
+            f"cannot read {path}: {type(error).__name__}: {error}; expected open_clip's model_cfg and "
+            "preprocess_cfg"
         ) from error
 
 
@@ -149,7 +159,8 @@ def _from_open_clip(config: VisionConfig) -> tuple[VisionTower, VisionEncoder]:
     if config.pretrained is None or config.pretrained is True:
         tags = ", ".join(open_clip.list_pretrained_tags_by_model(config.name)) or "none"
         raise FlamingoError(
-            f"vision.pretrained is not given for {config.name}; choose a tag ({tags}), a file, or false for random weights"
+            f"vision.pretrained is not given for {config.name}; choose a tag ({tags}), a file, or false for "
+            "random weights"
         )
     try:
         model = open_clip.create_model(config.name, pretrained=config.pretrained or None)
@@ -172,7 +183,8 @@ def _load(encoder: VisionEncoder, state: Mapping[str, Tensor], source: str) -> N
     misshapen = [key for key in wanted if key in state and state[key].shape != wanted[key].shape]
     if missing or misshapen:
         raise FlamingoError(
-            f"{source} does not fit its config: {len(missing)} tensors missing, {len(misshapen)} of another shape, "
+            f"{source} does not fit its config: {len(missing)} tensors missing, {len(misshapen)} of another "
+            "shape, "
             f"first {(missing + misshapen)[0]!r}"
         )
     encoder.tower.load_state_dict({key: state[key] for key in wanted})

@@ -1,7 +1,8 @@
-"""Attention of text positions to the latents of images, each position to the images that it may read and no other.
+"""Attention of text positions to the latents of images, each position to the images that it may read and no
+other.
 
-Shape letters: b batch, t text positions, m images in the whole batch, n latents per image, h heads, e head width,
-g groups, c positions in a group, i images of one row.
+Shape letters: b batch, t text positions, m images in the whole batch, n latents per image, h heads, e head
+width, g groups, c positions in a group, i images of one row.
 """
 
 from __future__ import annotations
@@ -25,9 +26,11 @@ def attend(query: Tensor, key: Tensor, value: Tensor, layout: MediaLayout | Prev
 
 
 def attend_to_one_image(query: Tensor, key: Tensor, value: Tensor, layout: MediaLayout) -> Tensor:
-    """*Immediate*: positions that read one image form a group, and a group attends to that image's n latents only.
+    """*Immediate*: positions that read one image form a group, and a group attends to that image's n latents
+    only.
 
-    No mask and no score for an unseen image is ever formed; a decoding step is the case of groups of one position.
+    No mask and no score for an unseen image is ever formed; a decoding step is the case of groups of one
+    position.
     """
     b, t, h, _ = query.shape
     flat = rearrange(query, "b t h e -> (b t) (h e)")
@@ -48,7 +51,8 @@ def attend_to_previous_images(query: Tensor, key: Tensor, value: Tensor, layout:
         return _connected_zeros(query, key, value)
     images = _images_of_rows(layout, len(key))
     visible = previous_mask(layout, images)
-    # A row of the mask that is empty would be NaN in some kernels: let it see everything, and drop the result.
+    # A row of the mask that is empty would be NaN in some kernels: let it see everything, and drop the
+    # result.
     visible = (visible | ~has_image[..., None]).repeat_interleave(key.shape[2], dim=-1)
     key, value = (rearrange(x[images], "b i h n e -> b h (i n) e") for x in (key, value))
     query = rearrange(query, "b t h e -> b h t e")
@@ -57,7 +61,9 @@ def attend_to_previous_images(query: Tensor, key: Tensor, value: Tensor, layout:
 
 
 def _images_of_rows(layout: PreviousLayout, images: int) -> Tensor:
-    """(b i) the candidate images of each row, from its first to its last; short rows repeat a later image, masked."""
+    """(b i) the candidate images of each row, from its first to its last; short rows repeat a later image,
+    masked.
+    """
     first = layout.first.masked_fill(layout.first < 0, images).amin(1).clamp(max=images - 1)
     span = int((layout.last.amax(1) - first).clamp(min=0).max()) + 1
     index = first[:, None] + torch.arange(span, device=first.device)
@@ -65,7 +71,9 @@ def _images_of_rows(layout: PreviousLayout, images: int) -> Tensor:
 
 
 def _connected_zeros(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-    """Zeros that still reach every input, so that a text-only training batch leaves no parameter without gradient."""
+    """Zeros that still reach every input, so that a text-only training batch leaves no parameter without
+    gradient.
+    """
     zeros = torch.zeros_like(query)
     if not torch.is_grad_enabled():
         return zeros

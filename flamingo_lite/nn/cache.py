@@ -1,7 +1,7 @@
 """MediaCache: images that a model has already encoded, and their keys and values for each fused layer.
 
-It is not a tensor, so `generate` neither repeats it for beams nor slices it: rows point into it by `media_index`.
-Everything is filled on first use, inside the model's forward, and computed once.
+It is not a tensor, so `generate` neither repeats it for beams nor slices it: rows point into it by
+`media_index`. Everything is filled on first use, inside the model's forward, and computed once.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ KeysValues = tuple[Tensor, Tensor]
 class MediaCache:
     """Media tokens (m n d) of m images, and their projected keys and values (m h n e) per fused layer.
 
-    Made from `pixel_values` (m c h w), encoded at the first forward, or from `media` tokens directly. Only for
-    inference: what it remembers carries no gradient.
+    Made from `pixel_values` (m c h w), encoded at the first forward, or from `media` tokens directly. Only
+    for inference: what it remembers carries no gradient.
     """
 
     def __init__(self, pixel_values: Tensor | None = None, media: Tensor | None = None) -> None:
@@ -39,7 +39,9 @@ class MediaCache:
         return self._media
 
     def keys_values(self, layer: int, project: Callable[[Tensor], KeysValues]) -> KeysValues:
-        """Keys and values (m h n e) of fused layer `layer`; `project` makes them from the tokens at the first call."""
+        """Keys and values (m h n e) of fused layer `layer`; `project` makes them from the tokens at the first
+        call.
+        """
         if layer not in self._projected:
             if self._media is None:
                 raise RuntimeError(
@@ -49,7 +51,9 @@ class MediaCache:
         return self._projected[layer]
 
     def select(self, index: Tensor) -> MediaCache:
-        """The images `index` (k) as a cache of their own; whatever either computes is computed once, in this one."""
+        """The images `index` (k) as a cache of their own; whatever either computes is computed once, in this
+        one.
+        """
         return _Selection(self, index)
 
 

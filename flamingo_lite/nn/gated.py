@@ -1,7 +1,8 @@
 """Tanh-gated cross-attention: how text reads images inside a frozen language model, silent at the start.
 
 Equal to OpenFlamingo's `GatedCrossAttentionBlock` (`open_flamingo/src/helpers.py`); Flamingo, 3.1.2.
-Shape letters: b batch, t text positions, m images in the whole batch, n latents, h heads, e head width, d width.
+Shape letters: b batch, t text positions, m images in the whole batch, n latents, h heads, e head width, d
+width.
 """
 
 from __future__ import annotations
@@ -21,9 +22,11 @@ from flamingo_lite.nn.resampler import FeedForward
 
 @dataclass
 class GatedConfig:
-    """Where the blocks stand and how large they are. A block comes before decoder layer i if (i + 1) % every == 0.
+    """Where the blocks stand and how large they are. A block comes before decoder layer i if (i + 1) % every
+    == 0.
 
-    `sees`: "immediate" (the last image at or before the position) or "all_previous" (all of its document so far).
+    `sees`: "immediate" (the last image at or before the position) or "all_previous" (all of its document so
+    far).
     """
 
     every: int = 1
@@ -41,12 +44,16 @@ class GatedConfig:
 
 
 def gated(x: Tensor, update: Tensor, gate: Tensor) -> Tensor:
-    """x + tanh(gate) * update. `gate` starts at 0, so the frozen model is unchanged at step 0 (Flamingo, 3.1.2)."""
+    """x + tanh(gate) * update. `gate` starts at 0, so the frozen model is unchanged at step 0 (Flamingo,
+    3.1.2).
+    """
     return x + gate.tanh() * update
 
 
 class CrossAttention(nn.Module):
-    """Text (b t d) attends to the media tokens of images; only the text is normed, media tokens already are."""
+    """Text (b t d) attends to the media tokens of images; only the text is normed, media tokens already
+    are.
+    """
 
     def __init__(self, width: int, media_width: int, heads: int, dim_head: int) -> None:
         super().__init__()
@@ -67,7 +74,9 @@ class CrossAttention(nn.Module):
 
 
 class GatedCrossAttention(nn.Module):
-    """The block: gated cross-attention, then a gated feed-forward that acts on every position, image or none."""
+    """The block: gated cross-attention, then a gated feed-forward that acts on every position, image or
+    none.
+    """
 
     def __init__(self, width: int, media_width: int, config: GatedConfig, layer: int = 0) -> None:
         super().__init__()
@@ -78,7 +87,9 @@ class GatedCrossAttention(nn.Module):
         self.feed_forward_gate = nn.Parameter(torch.zeros(1))
 
     def forward(self, x: Tensor, media: Tensor | MediaCache, layout: MediaLayout | PreviousLayout) -> Tensor:
-        """(b t d) -> (b t d). `media`: tokens (m n d_media) when training, a MediaCache when projections are reused."""
+        """(b t d) -> (b t d). `media`: tokens (m n d_media) when training, a MediaCache when projections are
+        reused.
+        """
         if isinstance(media, MediaCache):
             key, value = media.keys_values(self.layer, self.attention.project)
         else:

@@ -20,11 +20,13 @@ def next_token_loss(
     num_items: Tensor | int | None = None,
     chunk: int = 1024,
 ) -> Tensor:
-    """Sum of cross-entropies over trained tokens / `num_items` (default: their number here) -> scalar, float32.
+    """Sum of cross-entropies over trained tokens / `num_items` (default: their number here) -> scalar,
+    float32.
 
-    `hidden` (b t d), `labels` (b t) unshifted with -100 where nothing is trained, `project`: (k d) -> (k v). With more
-    than one chunk the logits are recomputed in the backward pass, so at most `chunk` rows of them exist at a time.
-    A batch without a trained token has loss 0 (never NaN) that still reaches every parameter.
+    `hidden` (b t d), `labels` (b t) unshifted with -100 where nothing is trained, `project`: (k d) -> (k v).
+    With more than one chunk the logits are recomputed in the backward pass, so at most `chunk` rows of them
+    exist at a time. A batch without a trained token has loss 0 (never NaN) that still reaches every
+    parameter.
     """
     targets = labels[:, 1:]
     is_trained = targets != -100

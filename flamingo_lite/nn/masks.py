@@ -1,7 +1,8 @@
 """Who sees what: which image a text position reads, and which text positions see each other when packed.
 
 Shape letters: b batch, t text positions, m images in the whole batch, g groups, c positions in a group.
-Everything here is a pure function of the data in a `Batch`; it is computed once per forward, outside the layers.
+Everything here is a pure function of the data in a `Batch`; it is computed once per forward, outside the
+layers.
 """
 
 from __future__ import annotations
@@ -18,8 +19,8 @@ from flamingo_lite.errors import FlamingoError
 class MediaLayout:
     """Text positions grouped by the image that they read, so that attention never touches another image.
 
-    A group is up to c positions, in any rows of the batch, that read one image; an image with many positions has
-    several groups. Positions without an image are in no group.
+    A group is up to c positions, in any rows of the batch, that read one image; an image with many positions
+    has several groups. Positions without an image are in no group.
     """
 
     shape: tuple[int, int]  # (b, t)
@@ -43,8 +44,8 @@ class PreviousLayout:
 def media_layout(media_index: Tensor, images: int) -> MediaLayout:
     """Group the positions of `media_index` (b t) by image; `images` is m.
 
-    The group length c is the longest run, but at most twice the mean one: with even runs every image is one group,
-    with one very long run (the query's answer, say) the padding stays below two slots per position.
+    The group length c is the longest run, but at most twice the mean one: with even runs every image is one
+    group, with one very long run (the query's answer, say) the padding stays below two slots per position.
     """
     flat = media_index.flatten()
     attending = (flat >= 0).nonzero().squeeze(1)
@@ -69,14 +70,16 @@ def media_layout(media_index: Tensor, images: int) -> MediaLayout:
 
 
 def check_media_index(media_index: Tensor, images: int, exact: bool) -> None:
-    """Raise FlamingoError unless `media_index` points into `images` images; `exact`: the last one must be used.
+    """Raise FlamingoError unless `media_index` points into `images` images; `exact`: the last one must be
+    used.
 
     A batch that was padded and concatenated without shifting its indices, or sliced, is caught here.
     """
     lowest, highest = (int(x) for x in media_index.aminmax()) if media_index.numel() else (-1, -1)
     if lowest < -1 or highest >= images or (exact and highest + 1 != images):
         raise FlamingoError(
-            f"media_index runs from {lowest} to {highest}, but there are {images} images; it must be -1 or count them "
+            f"media_index runs from {lowest} to {highest}, but there are {images} images; it must be -1 or "
+            "count them "
             "through from 0 (collate with the processor, slice with Batch.rows)"
         )
 
@@ -95,7 +98,9 @@ def first_images(media_index: Tensor) -> Tensor:
 
 
 def previous_mask(layout: PreviousLayout, images: Tensor) -> Tensor:
-    """(b t i) bool: may position t of row b read its row's i-th candidate `images` (b i) under *all previous*?"""
+    """(b t i) bool: may position t of row b read its row's i-th candidate `images` (b i) under *all
+    previous*?
+    """
     images = images[:, None, :]
     return (
         (layout.first[..., None] >= 0)

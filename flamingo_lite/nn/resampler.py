@@ -1,7 +1,7 @@
 """The Perceiver resampler: any number of patch features in, a fixed number of media tokens (latents) out.
 
-Equal to OpenFlamingo's `PerceiverResampler` (`open_flamingo/src/helpers.py`), which follows Flamingo, 3.1.1; frame
-and media-time embeddings are left out, as they are unused there.
+Equal to OpenFlamingo's `PerceiverResampler` (`open_flamingo/src/helpers.py`), which follows Flamingo, 3.1.1;
+frame and media-time embeddings are left out, as they are unused there.
 Shape letters: m images, p patches, n latents, h heads, e head width, d width.
 """
 
@@ -19,7 +19,9 @@ from flamingo_lite.errors import FlamingoError
 
 @dataclass
 class ResamplerConfig:
-    """Sizes of a resampler. `width`: of the latents; None means that of the patch features, as in OpenFlamingo."""
+    """Sizes of a resampler. `width`: of the latents; None means that of the patch features, as in
+    OpenFlamingo.
+    """
 
     depth: int = 6
     latents: int = 64
