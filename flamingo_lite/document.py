@@ -46,14 +46,21 @@ class Text:
 class Image:
     """An encoded image (JPEG, PNG or WebP), from a path, bytes, or a PIL image (which becomes PNG at once).
 
-    `words` says what the image shows; it is no part of the identity: images are equal when their bytes are.
-    A path is read once, when the bytes are first needed. Errors: `FlamingoError` for any other source.
+    `words` says what the image shows, `name` where it came from, for messages. Neither is part of its
+    identity: images are equal when their bytes are. A path is read once, when the bytes are first needed.
+    Errors: `FlamingoError` for any other source.
     """
 
-    __slots__ = ("_data", "_id", "_path", "words")
+    __slots__ = ("_data", "_id", "_name", "_path", "words")
 
-    def __init__(self, source: "str | Path | bytes | PIL.Image.Image", words: str | None = None) -> None:
+    def __init__(
+        self,
+        source: "str | Path | bytes | PIL.Image.Image",
+        words: str | None = None,
+        name: str | None = None,
+    ) -> None:
         self.words = words
+        self._name = name
         self._path: Path | None = None
         self._data: bytes | None = None
         self._id: str | None = None
@@ -86,7 +93,9 @@ class Image:
 
     @property
     def name(self) -> str:
-        """What to call the image in a message: its path, or the head of its id."""
+        """What to call the image in a message: the name it was given, its path, or the head of its id."""
+        if self._name is not None:
+            return self._name
         return str(self._path) if self._path is not None else f"image {self.id[:12]}"
 
     def pil(self) -> "PIL.Image.Image":
@@ -111,14 +120,17 @@ class Image:
 class Document(Sequence["Text | Image"]):
     """An immutable sequence of `Text` and `Image`; a `str` becomes a `Text`. `meta` is free, JSON-like data.
 
-    Equal documents have equal segments and equal `meta`. Errors: `FlamingoError` naming the position of a
-    segment that is neither.
+    Equal documents have equal segments and equal `meta`. `name` says where it came from, for messages.
+    Errors: `FlamingoError` naming the position of a segment that is neither.
     """
 
-    __slots__ = ("_meta", "_segments")
+    __slots__ = ("_meta", "_segments", "name")
 
     def __init__(
-        self, segments: "Iterable[Text | Image | str]", meta: Mapping[str, Any] | None = None
+        self,
+        segments: "Iterable[Text | Image | str]",
+        meta: Mapping[str, Any] | None = None,
+        name: str | None = None,
     ) -> None:
         if isinstance(segments, str):
             raise FlamingoError(
@@ -126,6 +138,7 @@ class Document(Sequence["Text | Image"]):
             )
         self._segments: tuple[Text | Image, ...] = tuple(_segment(i, s) for i, s in enumerate(segments))
         self._meta: dict[str, Any] = dict(meta or {})
+        self.name = name
 
     @property
     def meta(self) -> Mapping[str, Any]:
@@ -144,7 +157,8 @@ class Document(Sequence["Text | Image"]):
 
         Errors: `FlamingoError` for an image without words.
         """
-        return Document([_in_words(s) if isinstance(s, Image) else s for s in self._segments], self._meta)
+        twin = [_in_words(s) if isinstance(s, Image) else s for s in self._segments]
+        return Document(twin, self._meta, self.name)
 
     @overload
     def __getitem__(self, index: int) -> "Text | Image": ...
@@ -152,7 +166,7 @@ class Document(Sequence["Text | Image"]):
     def __getitem__(self, index: slice) -> "Document": ...
     def __getitem__(self, index: int | slice) -> "Text | Image | Document":
         if isinstance(index, slice):
-            return Document(self._segments[index], self._meta)
+            return Document(self._segments[index], self._meta, self.name)
         return self._segments[index]
 
     def __len__(self) -> int:
@@ -175,7 +189,7 @@ class Document(Sequence["Text | Image"]):
 
 
 def image_format(data: bytes) -> str | None:
-    """ "jpg", "png" or "webp" by the first bytes; None for anything else."""
+    """jpg, png or webp, by the first bytes; None for anything else."""
     if data.startswith(b"\xff\xd8\xff"):
         return "jpg"
     if data.startswith(b"\x89PNG\r\n\x1a\n"):

@@ -221,9 +221,10 @@ class VisionLanguageProcessor(ProcessorMixin):
 
 
 def document_name(document: Document, position: int) -> str:
-    """What messages call a document: its place in the list, and its key where `meta` has one."""
-    key = document.meta.get("key") if isinstance(document, Document) else None
-    return f"document {position}" if key is None else f"document {position} ({key})"
+    """What messages call a document: its place in the list, and its name if it has one."""
+    if not isinstance(document, Document):
+        raise FlamingoError(f"document {position} is a {type(document).__name__}; expected a Document")
+    return f"document {position}" if document.name is None else f"document {position} ({document.name})"
 
 
 def interleave(text: str | Sequence[str] | None, images: Any = None) -> list[Document]:
@@ -271,7 +272,7 @@ def _image_groups(images: Any, marks: list[int]) -> list[list[Any]]:
 def _number_images(
     encoded: Sequence[Encoded], distinct: bool
 ) -> tuple[list[list[int]], list[tuple[Image, str]]]:
-    """Each document's image numbers in the batch; and all images in order, with the name of their document."""
+    """Each document's image numbers in the batch; and all images in order, with their document's name."""
     owners: list[tuple[Image, str]] = []
     numbers: list[list[int]] = []
     seen: dict[str, int] = {}
