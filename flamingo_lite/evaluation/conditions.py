@@ -18,7 +18,8 @@ BLANK_GREY = 128
 
 @dataclass(frozen=True)
 class Episode:
-    """A query with its demonstrations. `other`: another query of the split, for the condition that swaps images."""
+    """A query with its demonstrations. `other`: another query of the split, for the condition that swaps
+    images."""
 
     demonstrations: tuple[Example, ...]
     query: Example
@@ -27,7 +28,8 @@ class Episode:
 
 @dataclass(frozen=True)
 class Condition:
-    """`apply` is pure; `words`: images are then replaced by what they show. `asks` is for the reader of a report."""
+    """`apply` is pure; `words`: images are then replaced by what they show. `asks` is for the reader of a
+    report."""
 
     apply: Callable[[Episode, random.Random], Episode]
     asks: str

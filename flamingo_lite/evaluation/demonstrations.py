@@ -27,7 +27,8 @@ class Example:
 def episode_generator(
     purpose: str, task: str, split: str, query_id: int, seed: int | None = None
 ) -> random.Random:
-    """The randomness of one purpose in one episode. A str seed is hashed, so it is the same on every machine."""
+    """The randomness of one purpose in one episode. A str seed is hashed, so it is the same on every
+    machine."""
     return random.Random(f"{purpose}/{task}/{split}/{query_id}/{seed}")
 
 
@@ -36,8 +37,8 @@ def draw_demonstrations(
 ) -> tuple[Example, ...]:
     """`shots` demonstrations in their order, no image twice and none whose image id is in `exclude`.
 
-    One `generator` feeds `draw` one example after the other, and a rejected one is drawn again: what follows the
-    k-th demonstration cannot change the first k, so smaller sets are prefixes of larger ones. Errors:
+    One `generator` feeds `draw` one example after the other, and a rejected one is drawn again: what follows
+    the k-th demonstration cannot change the first k, so smaller sets are prefixes of larger ones. Errors:
     `FlamingoError` when the support has too few distinct images.
     """
     seen = set(exclude)
@@ -61,15 +62,17 @@ def draw_demonstrations(
 def permute_answers(answers: Sequence[str], generator: random.Random) -> tuple[str, ...]:
     """The answers in another order, in which as few positions as possible keep the answer they had.
 
-    Positions are grouped by answer and the groups turned by the size of the largest: no position is reached by its
-    own answer unless that answer holds more than half of all positions (and then only the surplus keeps it).
+    Positions are grouped by answer and the groups turned by the size of the largest: no position is reached
+    by its own answer unless that answer holds more than half of all positions (and then only the surplus
+    keeps it).
     """
     groups: dict[str, list[int]] = {}
     for position, answer in enumerate(answers):
         groups.setdefault(answer, []).append(position)
     members = list(groups.values())
     generator.shuffle(members)
-    # The largest group comes first so that, if it outweighs the rest, its surplus is all that wraps onto itself.
+    # The largest group comes first so that, if it outweighs the rest, its surplus is all that wraps onto
+    # itself.
     members.sort(key=len, reverse=True)
     for group in members:
         generator.shuffle(group)

@@ -1,4 +1,5 @@
-"""Where a result was made: versions, platform, threads, git commit. No times and no paths: the bytes are to repeat."""
+"""Where a result was made: versions, platform, threads, git commit. No times and no paths: the bytes are to
+repeat."""
 
 import os
 import platform
@@ -27,7 +28,8 @@ def environment() -> dict[str, object]:
 def git_sha() -> str | None:
     """The commit of the checkout that the package runs from; None for an installed wheel or without git."""
     root = Path(flamingo_lite.__path__[0]).parent
-    # An environment folder may lie inside some other repository, whose commit would say nothing about this code.
+    # An environment folder may lie inside some other repository, whose commit would say nothing about this
+    # code.
     if not (root / ".git").exists():
         return None
     try:

@@ -1,4 +1,5 @@
-"""What the figures say, in sentences: every one is decided by intervals, and says so when they do not decide."""
+"""What the figures say, in sentences: every one is decided by intervals, and says so when they do not
+decide."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -19,7 +20,8 @@ LOWERING = {
 
 @dataclass(frozen=True)
 class Finding:
-    """`kind`: "yes" where the figures bear out learning from the prompt, "no" where they do not, "unsure" between."""
+    """`kind`: "yes" where the figures bear out learning from the prompt, "no" where they do not, "unsure"
+    between."""
 
     kind: str
     text: str

@@ -1,7 +1,7 @@
 """Chooses the predictions that a report shows, and draws their prompts again.
 
-A prompt is a pure function of a sample's keys, so nothing of it is stored; its `prompt_sha` proves that what is
-shown is what the model was given.
+A prompt is a pure function of a sample's keys, so nothing of it is stored; its `prompt_sha` proves that what
+is shown is what the model was given.
 """
 
 import base64
@@ -21,7 +21,8 @@ _MIME = {"jpg": "image/jpeg", "png": "image/png", "webp": "image/webp"}
 
 @dataclass(frozen=True)
 class Piece:
-    """A part of a prompt as it is shown: an image as a data URI, the text that follows it, or either alone."""
+    """A part of a prompt as it is shown: an image as a data URI, the text that follows it, or either
+    alone."""
 
     image: str | None
     text: str
@@ -45,8 +46,9 @@ def gallery(samples: Iterable[Sample]) -> list[Shown]:
 
 
 def choose(samples: Iterable[Sample]) -> list[Sample]:
-    """Of every split and style at the most shots a right and a wrong answer, of every control one, wrong if any is;
-    one without an answer in it, and one that failed. By the order of their hashes: fixed, and nobody's choice."""
+    """Of every split and style at the most shots a right and a wrong answer, of every control one, wrong if
+    any is; one without an answer in it, and one that failed. By the order of their hashes: fixed, and
+    nobody's choice."""
     ordered = sorted(
         samples, key=lambda s: (-s["shots"], s["prompt_sha"], str(s.get("style")), s["seed"], s["query_id"])
     )
@@ -86,7 +88,8 @@ def _redrawn(sample: Sample) -> Document | None:
         document = build_prompt(setting, sample["query_id"], sample["seed"]).document
     except FlamingoError:
         return None
-    # Another version of the drawing libraries may encode other bytes; then nothing is shown rather than a likeness.
+    # Another version of the drawing libraries may encode other bytes; then nothing is shown rather than a
+    # likeness.
     return document if prompt_sha(document) == sample["prompt_sha"] else None
 
 

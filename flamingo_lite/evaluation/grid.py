@@ -38,7 +38,8 @@ class EvaluationConfig:
     resamples: int = 2000
 
     def __post_init__(self) -> None:
-        """Errors: `FlamingoError` for an unknown name, with the nearest right one, and for numbers out of range."""
+        """Errors: `FlamingoError` for an unknown name, with the nearest right one, and for numbers out of
+        range."""
         for condition in self.conditions:
             check_choice("condition", condition, CONDITIONS)
         for name in self.tasks:
@@ -74,7 +75,8 @@ class Setting:
 
 @dataclass(frozen=True)
 class Prompt:
-    """One prediction to make: the document given, the answers that its demonstrations show, and the target."""
+    """One prediction to make: the document given, the answers that its demonstrations show, and the
+    target."""
 
     setting: Setting
     query_id: int

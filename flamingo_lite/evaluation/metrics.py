@@ -1,4 +1,5 @@
-"""From a generated text to a score. Pure functions; a failed generation is a status and never a wrong answer."""
+"""From a generated text to a score. Pure functions; a failed generation is a status and never a wrong
+answer."""
 
 import re
 from collections import Counter
@@ -7,8 +8,9 @@ from dataclasses import dataclass
 
 Extract = Callable[[str], str | None]
 
-# The official VL-ICL pattern `\d+` loses the minus sign, so a negative answer could never match. Signs that models
-# write: hyphen-minus, minus sign, en dash. 18 digits: int() of a longer run may raise, and no answer is that long.
+# The official VL-ICL pattern `\d+` loses the minus sign, so a negative answer could never match. Signs that
+# models write: hyphen-minus, minus sign, en dash. 18 digits: int() of a longer run may raise, and no answer
+# is that long.
 _NUMBER = re.compile(r"([-\u2212\u2013+])?\s*([0-9]{1,18})\.?")
 
 
@@ -29,7 +31,8 @@ class Scored:
 
 
 def extract_number(text: str) -> str | None:
-    """The number that the first line of `text` is, in canonical form ("-3"); None when it is anything else."""
+    """The number that the first line of `text` is, in canonical form ("-3"); None when it is anything
+    else."""
     lines = text.strip().splitlines()
     match = _NUMBER.fullmatch(lines[0].strip()) if lines else None
     if match is None:
@@ -57,7 +60,8 @@ def score(raw: str | GenerationFailure, target: str, extract: Extract) -> Scored
 
 
 def copy_rate(answers: Iterable[tuple[str | None, str, Sequence[str]]]) -> float | None:
-    """Of the wrong answers among (extracted, target, demonstrations' answers), the share that a demonstration had.
+    """Of the wrong answers among (extracted, target, demonstrations' answers), the share that a demonstration
+    had.
 
     None when no answer was wrong. Texts without an answer count neither way.
     """

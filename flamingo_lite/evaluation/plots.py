@@ -1,7 +1,7 @@
 """The figures of a report. Each function returns a matplotlib figure, and writes it where `path` says.
 
-No pyplot: figures are plain objects, without a global list of them or a display. The colours are Okabe and Ito's,
-told apart by readers with any colour vision; lines are labelled where they end instead of in a legend.
+No pyplot: figures are plain objects, without a global list of them or a display. The colours are Okabe and
+Ito's, told apart by readers with any colour vision; lines are labelled where they end instead of in a legend.
 """
 
 import io
@@ -69,7 +69,8 @@ def distinct(cells: Sequence[Mapping[str, Any]], key: str) -> list[Any]:
 def accuracy_over_shots(
     results: Mapping[str, Any], path: Path | None = None, task: str | None = None, model: str | None = None
 ) -> Figure:
-    """A panel per split: accuracy over the number of demonstrations, a line per answer style, with 95% intervals."""
+    """A panel per split: accuracy over the number of demonstrations, a line per answer style, with 95%
+    intervals."""
     cells = _of(results, task, model, condition="standard")
     splits, shots = distinct(cells, "split"), sorted(distinct(cells, "shots"))
     with mpl.rc_context(LOOK):

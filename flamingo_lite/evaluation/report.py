@@ -1,6 +1,7 @@
 """Writes `report.html` and `plots/` from an evaluation's files: one page that needs no network and no script.
 
-Everything that came from a model or a file is escaped by the template; the page forbids itself to load anything.
+Everything that came from a model or a file is escaped by the template; the page forbids itself to load
+anything.
 """
 
 import base64
@@ -44,9 +45,9 @@ class Section:
 def write_report(
     run_directory: str | Path, metrics: str | Path | None = None, config: str | Path | None = None
 ) -> Path:
-    """The path of the report. `metrics` and `config` default to `metrics.csv` and `config.yaml` in the run's folder
-    or its `flamingo` folder, and may be missing there. Errors: `FlamingoError` for results that are missing, of
-    another schema or without cells.
+    """The path of the report. `metrics` and `config` default to `metrics.csv` and `config.yaml` in the run's
+    folder or its `flamingo` folder, and may be missing there. Errors: `FlamingoError` for results that are
+    missing, of another schema or without cells.
     """
     directory = Path(run_directory)
     results, samples = load_results(directory), load_samples(directory)

@@ -1,4 +1,5 @@
-"""The two files of an evaluation, `results.json` and `samples.jsonl`: written whole or not at all, read with checks."""
+"""The two files of an evaluation, `results.json` and `samples.jsonl`: written whole or not at all, read with
+checks."""
 
 import contextlib
 import hashlib
@@ -16,11 +17,23 @@ SCHEMA_VERSION = 1
 RESULTS = "results.json"
 SAMPLES = "samples.jsonl"
 
-CELL_KEYS = frozenset("task model split shots condition metric value se ci95 n n_failed seeds".split())
-SAMPLE_KEYS = frozenset(
-    "task model query_id split seed shots condition demonstration_ids prompt_sha image_ids raw extracted "
-    "target score status".split()
-)
+Types = tuple[type, ...]
+_NUMBER: Types = (int, float)
+_NUMBER_OR_NONE: Types = (int, float, type(None))
+_STR_OR_NONE: Types = (str, type(None))
+
+CELL: dict[str, Types] = {
+    "task": (str,), "model": (str,), "split": (str,), "shots": (int,), "condition": (str,), "metric": (str,),
+    "value": _NUMBER_OR_NONE, "se": _NUMBER_OR_NONE, "ci95": (list, type(None)), "n": (int,),
+    "n_failed": (int,), "seeds": (list,),
+}  # fmt: skip
+
+SAMPLE: dict[str, Types] = {
+    "task": (str,), "model": (str,), "query_id": (int,), "split": (str,), "seed": (int,), "shots": (int,),
+    "condition": (str,), "demonstration_ids": (list,), "prompt_sha": (str,), "image_ids": (list,),
+    "raw": _STR_OR_NONE, "extracted": _STR_OR_NONE, "target": (str,), "score": _NUMBER_OR_NONE,
+    "status": (str,),
+}  # fmt: skip
 
 
 def sha256_of_json(value: object) -> str:
@@ -51,7 +64,8 @@ def write_samples(samples: Iterable[Mapping[str, Any]], directory: Path) -> Path
 
 
 def write_atomically(path: Path, data: bytes) -> Path:
-    """Writes beside `path` and renames: a reader sees the old file or the whole one. Errors: `FlamingoError`."""
+    """Writes beside `path` and renames: a reader sees the old file or the whole one. Errors:
+    `FlamingoError`."""
     temporary: Path | None = None
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -74,7 +88,8 @@ def write_atomically(path: Path, data: bytes) -> Path:
 
 
 def load_results(directory: Path) -> dict[str, Any]:
-    """`results.json`, checked. Errors: `FlamingoError` for a missing file, one that is not JSON, or another schema."""
+    """`results.json`, checked. Errors: `FlamingoError` for a missing file, one that is not JSON, or another
+    schema."""
     path = Path(directory) / RESULTS
     try:
         results = json.loads(_read(path))
@@ -84,12 +99,13 @@ def load_results(directory: Path) -> dict[str, Any]:
         raise FlamingoError(f"{path} has no schema_version; expected the results of flamingo-lite eval")
     if (found := results["schema_version"]) != SCHEMA_VERSION:
         raise FlamingoError(
-            f"{path} has schema_version {found!r}; this version reads {SCHEMA_VERSION}; run the evaluation again"
+            f"{path} has schema_version {found!r}; this version reads {SCHEMA_VERSION}; "
+            "run the evaluation again"
         )
     if not isinstance(results.get("models"), dict) or not isinstance(results.get("cells"), list):
         raise FlamingoError(f"{path} needs an object 'models' and a list 'cells'; run the evaluation again")
     for number, cell in enumerate(results["cells"]):
-        _require(cell, CELL_KEYS, f"{path}: cell {number}")
+        _require(cell, CELL, f"{path}: cell {number}")
     return results
 
 
@@ -97,7 +113,7 @@ def load_samples(directory: Path) -> list[dict[str, Any]]:
     """The predictions of `samples.jsonl`, checked. Errors: `FlamingoError` naming the line."""
     path = Path(directory) / SAMPLES
     samples: list[dict[str, Any]] = []
-    # Not splitlines(): an answer may hold other line separators, which JSON leaves unescaped when asked to.
+    # Not splitlines(): a text may hold other line separators, which JSON need not escape.
     for number, line in enumerate(_read(path).split("\n"), start=1):
         if not line.strip():
             continue
@@ -107,7 +123,7 @@ def load_samples(directory: Path) -> list[dict[str, Any]]:
             raise FlamingoError(
                 f"{path}: line {number} is not JSON ({error}); run the evaluation again"
             ) from error
-        _require(sample, SAMPLE_KEYS, f"{path}: line {number}")
+        _require(sample, SAMPLE, f"{path}: line {number}")
         samples.append(sample)
     return samples
 
@@ -123,7 +139,17 @@ def _read(path: Path) -> str:
         raise FlamingoError(f"{path} cannot be read ({error})") from error
 
 
-def _require(value: object, keys: frozenset[str], where: str) -> None:
-    found = value.keys() if isinstance(value, dict) else frozenset()
-    if missing := sorted(keys - found):
+def _require(value: object, types: Mapping[str, Types], where: str) -> None:
+    if not isinstance(value, dict):
+        raise FlamingoError(f"{where} is no object; run the evaluation again")
+    if missing := [key for key in types if key not in value]:
         raise FlamingoError(f"{where} lacks {', '.join(missing)}; run the evaluation again")
+    for key, expected in types.items():
+        if not isinstance(value[key], expected):
+            names = " or ".join(kind.__name__ for kind in expected)
+            raise FlamingoError(f"{where}: {key} is {value[key]!r:.60}; expected {names}")
+    interval = value.get("ci95")
+    if interval is not None and (
+        len(interval) != 2 or not all(isinstance(bound, _NUMBER) for bound in interval)
+    ):
+        raise FlamingoError(f"{where}: ci95 is {interval!r:.60}; expected two numbers or null")

@@ -47,9 +47,9 @@ def evaluate(
 ) -> dict[str, Any]:
     """Writes `results.json` and `samples.jsonl` into `directory` and returns the results.
 
-    `generate` is called once per task and split, so that a generator which encodes each distinct image of a call
-    once encodes each image once. The same texts give the same bytes. Errors: `FlamingoError` as the generator raises it, or if
-    it returns another number of texts than it was given documents.
+    `generate` is called once per task and split, so that a generator which encodes each distinct image of a
+    call once encodes each image once. The same texts give the same bytes. Errors: `FlamingoError` as the
+    generator raises it, or if it returns another number of texts than it was given documents.
     """
     groups: dict[tuple[str, str], list[Setting]] = {}
     for setting in settings(config):
@@ -83,7 +83,8 @@ def evaluate(
         "models": {model: shas},
         "cells": [_cell(s, model, scored[s], shown[s], config.resamples) for s in settings(config)],
     }
-    # The samples come first: results without them cannot be checked, samples without results can be summed up again.
+    # The samples come first: results without them cannot be checked, samples without results can be summed up
+    # again.
     write_samples(_in_order(scored.values()), Path(directory))
     write_results(results, Path(directory))
     return results

@@ -26,10 +26,10 @@ def clustered_bootstrap(
 ) -> Estimate:
     """The mean of `values` with the percentile bootstrap over `clusters` (Efron and Tibshirani 1993, 13.3).
 
-    The same input gives the same output. No values: nothing is known. One cluster: no standard error and no interval.
-    All clusters equal: an interval of zero width, as the percentile method has it; with n clusters of rate 1 a true
-    rate of 1 - 3/n would still look like that one time in twenty. Errors: `ValueError` for unequal lengths or
-    values that are not finite.
+    The same input gives the same output. No values: nothing is known. One cluster: no standard error and no
+    interval. All clusters equal: an interval of zero width, as the percentile method has it; with n clusters
+    of rate 1 a true rate of 1 - 3/n would still look like that one time in twenty. Errors: `ValueError` for
+    unequal lengths or values that are not finite.
     """
     scores = np.asarray(values, dtype=np.float64)
     if len(scores) != len(clusters):

@@ -49,8 +49,8 @@ NEIGHBOURS = 100
 class OperatorInduction:
     """Queries: operands uniform over the split's pairs, the rule uniform over the trained rules.
 
-    Demonstrations: under the query's rule, label first, from the trained pairs, each shown by one of `renderings`
-    images of the split's support, which no query shares.
+    Demonstrations: under the query's rule, label first, from the trained pairs, each shown by one of
+    `renderings` images of the split's support, which no query shares.
     """
 
     name = "operator_induction"
