@@ -1,0 +1,225 @@
+"""Trains the tiny CLIP contrastively, with open_clip's own model, loss and transform, on the families' pictures.
+
+A batch is made hard: its captions are distinct, expressions differ in one digit from many others, readings come in
+groups of four that differ in one digit. So the patch features have to say which glyph stands where.
+"""
+
+from __future__ import annotations
+
+import argparse
+import io
+import json
+import math
+import pathlib
+import random
+import time
+from collections.abc import Iterator
+
+import open_clip
+import PIL.Image
+import torch
+from open_clip.model import CLIP
+from open_clip.transform import PreprocessCfg, image_transform_v2
+from safetensors.torch import save_file
+from torch.utils.data import DataLoader, IterableDataset
+from transformers import AutoTokenizer, PreTrainedTokenizerFast
+
+from flamingo_lite.data.synthetic.canvas import SIZE, draw_text
+from flamingo_lite.data.synthetic.operators import pairs, picture
+from flamingo_lite.data.synthetic.picture import Picture
+from flamingo_lite.data.synthetic.reading import shows_held_out_pair
+from flamingo_lite.data.synthetic.reading import text as reading_text
+from flamingo_lite.data.synthetic.scenes import scene, things
+
+PREPROCESS = {
+    "size": SIZE,
+    "mode": "RGB",
+    "mean": [0.5, 0.5, 0.5],
+    "std": [0.25, 0.25, 0.25],
+    "interpolation": "bicubic",
+    "resize_mode": "squash",
+    "fill_color": 0,
+}
+CAPTION = 24
+
+
+def model_config(vocabulary: int) -> dict:
+    return {
+        "embed_dim": 96,
+        "vision_cfg": {
+            "image_size": SIZE,
+            "patch_size": 8,
+            "width": 128,
+            "layers": 3,
+            "head_width": 32,
+            "mlp_ratio": 4.0,
+        },
+        "text_cfg": {
+            "context_length": CAPTION,
+            "vocab_size": vocabulary,
+            "width": 96,
+            "heads": 3,
+            "layers": 2,
+        },
+    }
+
+
+class Pairs(IterableDataset[tuple[torch.Tensor, torch.Tensor]]):
+    """Batches of pictures (b c h w) and their captions' ids (b t)."""
+
+    def __init__(self, tokenizer: PreTrainedTokenizerFast, seed: int, steps: int, batch: int) -> None:
+        self.tokenizer, self.seed, self.steps, self.batch = tokenizer, seed, steps, batch
+        self.transform = image_transform_v2(PreprocessCfg(**PREPROCESS), is_train=False)
+
+    def __iter__(self) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+        torch.set_num_threads(1)
+        for step in range(self.steps):
+            generator = random.Random(f"{self.seed} {step}")
+            shown = list(distinct(generator, self.batch).values())
+            drawn = [PIL.Image.open(io.BytesIO(one.draw(generator))) for one in shown]
+            yield (
+                torch.stack([self.transform(one) for one in drawn]),
+                self.captions([one.words for one in shown]),
+            )
+
+    def captions(self, words: list[str]) -> torch.Tensor:
+        """Ids closed by the highest id, at which open_clip pools."""
+        ids = torch.full((len(words), CAPTION), self.tokenizer.pad_token_id)
+        for row, text in enumerate(words):
+            tokens = self.tokenizer(text, add_special_tokens=False)["input_ids"][: CAPTION - 1]
+            ids[row, : len(tokens) + 1] = torch.tensor([*tokens, len(self.tokenizer)])
+        return ids
+
+
+def distinct(generator: random.Random, number: int) -> dict[str, Picture]:
+    """`number` pictures by their words: a quarter expressions, half readings, the rest scenes."""
+    found: dict[str, Picture] = {}
+    for a, b in generator.sample(pairs(held_out=False), number // 4):
+        found[f"{a} ? {b}"] = picture(a, b)
+    while len(found) < number * 3 // 4:
+        for words in alike(generator):
+            found[words] = Picture(words, lambda g, words=words: draw_text(words, g))
+    while len(found) < number:
+        shown = scene(things(generator))
+        found[shown.words] = shown
+    return dict(list(found.items())[:number])
+
+
+def alike(generator: random.Random) -> list[str]:
+    """A reading and three that differ from it in a digit (or a letter, in a word)."""
+    words = reading_text(generator)
+    group = [words]
+    places = [i for i, glyph in enumerate(words) if glyph.isalnum()]
+    for _ in range(3):
+        place = generator.choice(places)
+        glyph = str(generator.randrange(10)) if words[place].isdecimal() else generator.choice("aeiou")
+        changed = words[:place] + glyph + words[place + 1 :]
+        if not shows_held_out_pair(changed):
+            group.append(changed)
+    return group
+
+
+@torch.no_grad()
+def retrieval(model: CLIP, data: Pairs, source: str, held_out: bool) -> float:
+    """How often a picture's nearest caption among all 100 expressions is its own."""
+    generator = random.Random(f"retrieval {source}")
+    captions = [f"{a} ? {b}" for a in range(10) for b in range(10)]
+    wanted = [pair for pair in pairs(held_out) for _ in range(5)]
+    drawn = [PIL.Image.open(io.BytesIO(picture(a, b, source).draw(generator))) for a, b in wanted]
+    features = model.encode_image(
+        torch.stack([data.transform(one) for one in drawn]).to(device_of(model)), normalize=True
+    )
+    texts = model.encode_text(data.captions(captions).to(device_of(model)), normalize=True)
+    nearest = (features @ texts.T).argmax(-1).tolist()
+    return sum(captions[i] == f"{a} ? {b}" for i, (a, b) in zip(nearest, wanted, strict=True)) / len(wanted)
+
+
+def device_of(model: CLIP) -> torch.device:
+    return model.logit_scale.device
+
+
+def save(model: CLIP, config: dict, output: pathlib.Path) -> None:
+    output.mkdir(parents=True, exist_ok=True)
+    save_file(
+        {k: v.contiguous() for k, v in model.state_dict().items()}, output / "open_clip_model.safetensors"
+    )
+    content = {"model_cfg": config, "preprocess_cfg": PREPROCESS}
+    (output / "open_clip_config.json").write_text(json.dumps(content, indent=2) + "\n")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--tokenizer", type=pathlib.Path, required=True)
+    parser.add_argument("--output", type=pathlib.Path, required=True)
+    parser.add_argument("--steps", type=int, default=1200)
+    parser.add_argument("--batch", type=int, default=256)
+    parser.add_argument("--rate", type=float, default=1.5e-3)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--threads", type=int, default=2)
+    arguments = parser.parse_args()
+
+    torch.set_num_threads(arguments.threads)
+    torch.manual_seed(arguments.seed)
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    tokenizer = AutoTokenizer.from_pretrained(arguments.tokenizer)
+    config = model_config(len(tokenizer) + 1)
+    model = CLIP(**config).to(device)
+    loss_function = open_clip.ClipLoss()
+    matrices = [p for p in model.parameters() if p.ndim > 1]
+    others = [p for p in model.parameters() if p.ndim <= 1]
+    optimizer = torch.optim.AdamW(
+        [{"params": matrices, "weight_decay": 0.05}, {"params": others, "weight_decay": 0.0}],
+        lr=arguments.rate,
+        betas=(0.9, 0.98),
+        fused=True,
+    )
+    data = Pairs(tokenizer, arguments.seed, arguments.steps, arguments.batch)
+    started = time.time()
+    for step, (images, captions) in enumerate(
+        DataLoader(data, batch_size=None, num_workers=1, prefetch_factor=4)
+    ):
+        for group in optimizer.param_groups:
+            warm = min(1.0, (step + 1) / 100)
+            group["lr"] = (
+                arguments.rate * warm * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * step / arguments.steps)))
+            )
+        with torch.autocast(device, torch.bfloat16):
+            image_features, text_features, scale = model(images.to(device), captions.to(device))[:3]
+        loss = loss_function(image_features.float(), text_features.float(), scale)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad()
+        with torch.no_grad():
+            model.logit_scale.clamp_(0, math.log(100))
+        if step % 50 == 0:
+            print(f"step {step:5d}  loss {loss.item():.4f}  {time.time() - started:6.0f} s", flush=True)
+        if step % 200 == 199:
+            save(model, config, arguments.output)
+            print(f"retrieval: held-out pairs {retrieval(model.eval(), data, 'test', True):.3f}", flush=True)
+            model.train()
+    model.eval()
+    save(model, config, arguments.output)
+    figures = {
+        "steps": arguments.steps,
+        "pictures": arguments.steps * arguments.batch,
+        "wall_seconds": round(time.time() - started),
+        "final_loss": round(loss.item(), 4),
+        "retrieval_among_100_expressions": {
+            f"{source}, {'held-out' if held_out else 'trained'} pairs": retrieval(
+                model, data, source, held_out
+            )
+            for source in ("train", "test", "handwritten")
+            for held_out in (False, True)
+        },
+        "parameters": {
+            "image": sum(p.numel() for p in model.visual.parameters()),
+            "all": sum(p.numel() for p in model.parameters()),
+        },
+    }
+    print(json.dumps(figures, indent=1))
+    pathlib.Path(__file__).with_name("clip.json").write_text(json.dumps(figures, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()

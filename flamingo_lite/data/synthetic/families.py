@@ -1,0 +1,26 @@
+"""The families by name. Each draws a document from a generator, and with `in_words` as its painter the text twin."""
+
+from __future__ import annotations
+
+import random
+from typing import Protocol
+
+from flamingo_lite.data.synthetic.naming import naming
+from flamingo_lite.data.synthetic.operators import operator_induction, operator_induction_interleaved
+from flamingo_lite.data.synthetic.picture import Painter, paint
+from flamingo_lite.data.synthetic.reading import reading
+from flamingo_lite.data.synthetic.scenes import scenes
+from flamingo_lite.document import Document
+
+
+class Family(Protocol):
+    def __call__(self, generator: random.Random, painter: Painter = paint) -> Document: ...
+
+
+FAMILIES: dict[str, Family] = {
+    "operator_induction": operator_induction,
+    "operator_induction_interleaved": operator_induction_interleaved,
+    "reading": reading,
+    "scenes": scenes,
+    "naming": naming,
+}

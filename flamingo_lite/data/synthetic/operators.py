@@ -1,0 +1,131 @@
+"""Operator induction: pictures of "a ? b", and one rule per episode that only the answers of the examples betray.
+
+Examples are drawn label first: an answer uniform over 0 to 9, then operands that give it under the rule. Drawn the
+other way, eight answers alone would betray the operator 99.9% of the time and nobody would have to look at a picture.
+The query's operands are uniform, so its answer runs from -9 to 81.
+"""
+
+from __future__ import annotations
+
+import functools
+import random
+from collections.abc import Callable, Sequence
+from typing import Literal
+
+from flamingo_lite.data.synthetic.canvas import Source, draw_text
+from flamingo_lite.data.synthetic.picture import Painter, Picture, paint
+from flamingo_lite.document import Document, Image, Text
+
+Style = Literal["direct", "spelled"]
+Pair = tuple[int, int]
+
+RULES: dict[str, Callable[[int, int], int]] = {
+    "add": lambda a, b: a + b,
+    "subtract": lambda a, b: a - b,
+    "multiply": lambda a, b: a * b,
+    "larger": max,
+    "smaller": min,
+    "first": lambda a, b: a,
+    "second": lambda a, b: b,
+}
+TRAINED_RULES = ("add", "subtract", "multiply")
+"""The rules of episodes with pictures; the others are met in words only, and `larger` is the one to be tested."""
+
+MAX_SHOTS = 8
+
+
+@functools.cache
+def pairs(held_out: bool) -> tuple[Pair, ...]:
+    """The 20 operand pairs that no picture of any training shows, or the other 80.
+
+    Every digit is held out twice on each side, so no digit is rare in training; commuted pairs are drawn apart.
+    """
+    generator = random.Random("flamingo_lite held-out operand pairs 1")
+    first, second = list(range(10)), list(range(10))
+    generator.shuffle(first)
+    generator.shuffle(second)
+    chosen = {(first[i], second[(i + shift) % 10]) for i in range(10) for shift in (0, 3)}
+    return tuple((a, b) for a in range(10) for b in range(10) if ((a, b) in chosen) == held_out)
+
+
+@functools.cache
+def _by_answer(rule: str, among: tuple[Pair, ...]) -> dict[int, tuple[Pair, ...]]:
+    """The pairs that give each answer of 0 to 9."""
+    found: dict[int, list[Pair]] = {}
+    for pair in among:
+        answer = RULES[rule](*pair)
+        if 0 <= answer <= 9:
+            found.setdefault(answer, []).append(pair)
+    return {answer: tuple(found[answer]) for answer in sorted(found)}
+
+
+def draw_operands(generator: random.Random, rule: str, among: Sequence[Pair]) -> Pair:
+    """Operands of an example, label first: an answer uniform over 0 to 9, then a pair of `among` that gives it."""
+    by_answer = _by_answer(rule, tuple(among))
+    return generator.choice(by_answer[generator.choice(tuple(by_answer))])
+
+
+def picture(a: int, b: int, source: Source = "train") -> Picture:
+    """The picture "a ? b"."""
+    words = f"{a} ? {b}"
+    return Picture(words, lambda generator: draw_text(words, generator, source))
+
+
+def draw_image(a: int, b: int, generator: random.Random, source: Source = "train") -> Image:
+    """An image of "a ? b" (JPEG bytes), which knows its words."""
+    return paint(picture(a, b, source), generator)
+
+
+def item(shown: Image | Text, a: int, b: int, answer: int, style: Style) -> tuple[Image | Text, ...]:
+    """An example: the picture and its answer, at once or after the expression has been read out."""
+    if style == "direct":
+        return shown, Text(" =", loss=False), Text(f" {answer}", ends_chunk=True)
+    return shown, Text(f" {a} ? {b} = {answer}", ends_chunk=True)
+
+
+def prompt(shown: Image | Text, style: Style) -> tuple[Image | Text, ...]:
+    """The query: an example without its answer."""
+    return (shown, Text(" =")) if style == "direct" else (shown,)
+
+
+Render = Callable[[int, int, int, Style, Painter, random.Random], tuple[Image | Text, ...]]
+
+
+def together(
+    a: int, b: int, answer: int, style: Style, painter: Painter, generator: random.Random
+) -> tuple[Image | Text, ...]:
+    """An example as one picture."""
+    return item(painter(picture(a, b), generator), a, b, answer, style)
+
+
+def apart(
+    a: int, b: int, answer: int, style: Style, painter: Painter, generator: random.Random
+) -> tuple[Image | Text, ...]:
+    """An example as a picture for each operand, with the "?" between them in the text."""
+    first, second = (
+        painter(Picture(str(digit), functools.partial(draw_text, str(digit))), generator) for digit in (a, b)
+    )
+    return (first, Text(" ?", loss=False), *item(second, a, b, answer, style))
+
+
+def operator_induction(generator: random.Random, painter: Painter = paint) -> Document:
+    """An episode of 0 to 8 examples and a query with its answer, all trained on; only trained rules and pairs."""
+    return _drawn_episode(generator, painter, together)
+
+
+def operator_induction_interleaved(generator: random.Random, painter: Painter = paint) -> Document:
+    """The same with a picture for each operand."""
+    return _drawn_episode(generator, painter, apart)
+
+
+def _drawn_episode(generator: random.Random, painter: Painter, render: Render) -> Document:
+    rule = generator.choice(TRAINED_RULES)
+    style: Style = generator.choice(("direct", "spelled"))
+    trained = pairs(held_out=False)
+    shots = generator.randint(0, MAX_SHOTS)
+    operands = [draw_operands(generator, rule, trained) for _ in range(shots)] + [generator.choice(trained)]
+    answered = [(a, b, RULES[rule](a, b)) for a, b in operands]
+    return Document(
+        [segment for example in answered for segment in render(*example, style, painter, generator)],
+        meta={"rule": rule, "style": style},
+    )
