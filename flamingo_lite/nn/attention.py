@@ -54,20 +54,19 @@ def attend_to_previous_images(query: Tensor, key: Tensor, value: Tensor, layout:
     # A row of the mask that is empty would be NaN in some kernels: let it see everything, and drop the
     # result.
     visible = (visible | ~has_image[..., None]).repeat_interleave(key.shape[2], dim=-1)
-    key, value = (rearrange(x[images], "b i h n e -> b h (i n) e") for x in (key, value))
+    # Candidates past the end are masked by their own number, whichever image they fetch.
+    fetched = images.clamp(max=len(key) - 1)
+    key, value = (rearrange(x[fetched], "b i h n e -> b h (i n) e") for x in (key, value))
     query = rearrange(query, "b t h e -> b h t e")
     out = F.scaled_dot_product_attention(query, key, value, attn_mask=visible[:, None])
     return rearrange(out, "b h t e -> b t h e").masked_fill(~has_image[..., None, None], 0.0)
 
 
 def _images_of_rows(layout: PreviousLayout, images: int) -> Tensor:
-    """(b i) the candidate images of each row, from its first to its last; short rows repeat a later image,
-    masked.
-    """
-    first = layout.first.masked_fill(layout.first < 0, images).amin(1).clamp(max=images - 1)
+    """(b i) candidate images, from each row's first on, as many as the longest row has; some may lie past the end."""
+    first = layout.first.masked_fill(layout.first < 0, images).amin(1)
     span = int((layout.last.amax(1) - first).clamp(min=0).max()) + 1
-    index = first[:, None] + torch.arange(span, device=first.device)
-    return index.clamp(max=images - 1)
+    return first[:, None] + torch.arange(span, device=first.device)
 
 
 def _connected_zeros(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
