@@ -15,7 +15,7 @@ def unknown(kind: str, name: str, known: Iterable[str]) -> FlamingoError:
     """The error to raise for `name`: "unknown preset 'quikstart'; did you mean 'quickstart'? (known: ...)"."""
     names = sorted(known)
     best = nearest(name, names)
-    hint = f"; did you mean '{best}'?" if best else ";"
+    hint = f"; did you mean '{best}'?" if best else ""
     shown = ", ".join(names[:12]) + (", ..." if len(names) > 12 else "")
     return FlamingoError(f"unknown {kind} '{name}'{hint} (known: {shown})")
 

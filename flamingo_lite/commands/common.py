@@ -1,0 +1,52 @@
+"""What the commands that take settings share."""
+
+import argparse
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from flamingo_lite.config import Config
+
+CONFIG_HELP = "change a setting (stage.steps=50) or choose a preset (experiment=quickstart)"
+
+
+def add_config_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help=CONFIG_HELP)
+    parser.add_argument(
+        "--cfg", nargs="?", const="job", metavar="job", help="print the settings of the run, and stop"
+    )
+
+
+def add_multirun_argument(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "-m",
+        "--multirun",
+        action="store_true",
+        help="run once for each combination of values (seed=0,1,2), each into a folder of its own",
+    )
+
+
+def configs(arguments: argparse.Namespace) -> "Iterator[Config]":
+    """The configuration of each run that the arguments ask for: one, or one per combination with -m.
+
+    A run of several goes to <output>/<what sets it apart>, and reads the shards of the common output.
+    With --cfg they are printed and none is yielded. Errors: `FlamingoError`.
+    """
+    from flamingo_lite import config as configuration
+
+    if arguments.cfg not in (None, "job"):  # "--cfg key=value": the word after it is an override
+        arguments.overrides = [arguments.cfg, *arguments.overrides]
+    if not getattr(arguments, "multirun", False):
+        runs = [("", list(arguments.overrides))]
+    else:
+        runs = list(configuration.sweep(arguments.overrides))
+    for name, overrides in runs:
+        composed = configuration.compose(overrides)
+        if name:
+            composed.output = f"{composed.output}/{name}"
+        # All are checked before the first one runs.
+        config = configuration.as_config(composed)
+        if arguments.cfg:
+            print(configuration.as_yaml(composed), end="")
+        else:
+            yield config

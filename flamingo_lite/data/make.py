@@ -1,0 +1,77 @@
+"""Documents of a weighted mixture of synthetic families, drawn on all cores.
+
+Document i is a pure function of (seed, the families' weights, i), so the shards are the same bytes whatever
+the number of worker processes.
+"""
+
+import multiprocessing
+import os
+import random
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from functools import partial
+
+from flamingo_lite.document import Document
+from flamingo_lite.errors import FlamingoError
+from flamingo_lite.names import check_choice
+
+CHUNK = 16
+# Documents per message between processes: enough to hide the cost of a message, few enough to keep order cheap.
+
+
+@dataclass
+class DataConfig:
+    """Shards in `directory`: where they are read, and what `flamingo-lite data make` writes there.
+
+    `families` maps the name of a synthetic family to its weight. `workers`: processes; 0 = one per core.
+    """
+
+    directory: str = "outputs/shards"
+    families: dict[str, float] = field(default_factory=dict)
+    samples: int = 1000
+    samples_per_shard: int = 1000
+    seed: int = 0
+    workers: int = 0
+
+    def __post_init__(self) -> None:
+        for name in ("samples", "samples_per_shard"):
+            if getattr(self, name) < 1:
+                raise FlamingoError(f"data.{name} is {getattr(self, name)}; expected 1 or more")
+        if self.workers < 0:
+            raise FlamingoError(f"data.workers is {self.workers}; expected 0 (one per core) or more")
+        from flamingo_lite.data.synthetic.families import FAMILIES
+
+        for name, weight in self.families.items():
+            check_choice("family in data.families:", name, FAMILIES)
+            if not weight >= 0:
+                raise FlamingoError(f"data.families.{name} is {weight}; expected a weight of 0 or more")
+
+
+def draw_documents(config: DataConfig) -> Iterator[tuple[str, Document]]:
+    """Yields `config.samples` pairs (key, document), in order. Errors: `FlamingoError` when no family has a weight."""
+    if not any(config.families.values()):
+        raise FlamingoError("data.families has no family with a weight above 0; expected at least one")
+    draw = partial(draw_document, seed=config.seed, families=dict(config.families))
+    workers = min(config.workers or available_cores(), -(-config.samples // CHUNK))
+    if workers == 1:
+        yield from map(draw, range(config.samples))
+        return
+    # Spawned, not forked: the parent may hold threads (torch, webdataset) whose locks a fork would copy locked.
+    with multiprocessing.get_context("spawn").Pool(workers) as pool:
+        yield from pool.imap(draw, range(config.samples), chunksize=CHUNK)
+
+
+def draw_document(index: int, seed: int, families: dict[str, float]) -> tuple[str, Document]:
+    """Document `index` of the mixture and its key, whatever was drawn before it."""
+    from flamingo_lite.data.synthetic.families import FAMILIES
+
+    names = sorted(families)
+    weights = [families[name] for name in names]
+    name = random.Random(f"{seed}/mixture/{index}").choices(names, weights)[0]
+    document = FAMILIES[name](random.Random(f"{seed}/{name}/{index}"))
+    return f"{index:08d}", Document(document, {**document.meta, "family": name})
+
+
+def available_cores() -> int:
+    """The cores that this process may run on (a container may own fewer than the machine has)."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

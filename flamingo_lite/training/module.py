@@ -1,0 +1,147 @@
+"""The thin LightningModule: one training step, one optimizer, and a checkpoint that holds what trains.
+
+The loss of an optimizer step is the sum over its trained-on tokens divided by their number, over all ranks and
+accumulated batches: a batch of long answers weighs more than one of short ones.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import lightning.pytorch as lightning
+import torch
+from torch import Tensor, nn
+
+from flamingo_lite.batch import IGNORED, Batch
+from flamingo_lite.errors import FlamingoError
+from flamingo_lite.models.model import VisionLanguageModel
+from flamingo_lite.models.policy import frozen_sha256
+from flamingo_lite.training.optim import OptimizerConfig, build_optimizer
+
+RANDOM_STATE = "random_state"
+FROZEN_HASHES = "frozen_sha256"
+
+
+@dataclass
+class StepReport:
+    """What one optimizer step did. `loss` and `gradient_norm` stay on the device until somebody reads them."""
+
+    loss: Tensor
+    gradient_norm: Tensor
+    learning_rate: float
+    samples: int
+    tokens: int
+
+
+class TrainingModule(lightning.LightningModule):
+    """Trains `model` for `steps` optimizer steps of `accumulate` batches each. `report` describes the last one."""
+
+    def __init__(
+        self, model: VisionLanguageModel, optimizer: OptimizerConfig, steps: int, accumulate: int = 1
+    ) -> None:
+        super().__init__()
+        self.model = model
+        self.optimizer_config = optimizer
+        self.steps = steps
+        self.accumulate = accumulate
+        self.report: StepReport | None = None
+        # Frozen parameters are not in the checkpoint; `on_load_checkpoint` checks that nothing else is missing.
+        self.strict_loading = False
+        self.frozen_hashes = frozen_sha256(model)
+        self._random_state: dict[str, Tensor] | None = None
+        self._clear()
+
+    def training_step(self, batch: Batch, batch_index: int) -> Tensor:
+        tokens = (batch.labels[:, 1:] != IGNORED).sum()
+        # num_items=1 gives the sum; `configure_gradient_clipping` divides once the tokens of the step are known.
+        loss = self.model(**batch, num_items=1).loss
+        self._loss = self._loss.to(loss.device) + loss.detach()
+        self._trained_tokens = self._trained_tokens.to(loss.device) + tokens
+        self._samples += len(batch)
+        self._tokens += int(batch.attention_mask.sum())
+        return loss
+
+    def configure_gradient_clipping(
+        self,
+        optimizer: torch.optim.Optimizer,
+        gradient_clip_val: int | float | None = None,
+        gradient_clip_algorithm: str | None = None,
+    ) -> None:
+        """Lightning calls this once per optimizer step, gradients unscaled and reduced over the ranks."""
+        totals = torch.stack([self._loss, self._trained_tokens.to(self._loss.dtype)])
+        totals = self.trainer.strategy.reduce(totals, reduce_op="sum")
+        loss_sum, trained_tokens = totals[0], totals[1].clamp(min=1)
+        parameters = [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
+        # Lightning has divided by the accumulated batches, and DDP by the ranks.
+        scale = self.accumulate * self.trainer.world_size / trained_tokens
+        for parameter in parameters:
+            assert parameter.grad is not None
+            parameter.grad.mul_(scale)
+        limit = self.optimizer_config.gradient_clip or float("inf")
+        self.report = StepReport(
+            loss=loss_sum / trained_tokens,
+            gradient_norm=nn.utils.clip_grad_norm_(parameters, limit),
+            learning_rate=optimizer.param_groups[0]["lr"],
+            samples=self._samples * self.trainer.world_size,
+            tokens=self._tokens * self.trainer.world_size,
+        )
+        self._clear()
+
+    def configure_optimizers(self) -> Any:
+        optimizer, schedule = build_optimizer(self.model, self.optimizer_config, self.steps)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    def transfer_batch_to_device(self, batch: Batch, device: torch.device, dataloader_idx: int) -> Batch:
+        return batch.to(device, non_blocking=True)
+
+    def on_train_start(self) -> None:
+        # Only now: building the data loader and its workers draws from the same generators.
+        if self._random_state is not None:
+            _set_random_state(self._random_state)
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        trainable = trainable_names(self)
+        checkpoint["state_dict"] = {k: v for k, v in checkpoint["state_dict"].items() if k in trainable}
+        checkpoint[FROZEN_HASHES] = self.frozen_hashes
+        checkpoint[RANDOM_STATE] = _get_random_state()
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        check_resumable(checkpoint, trainable_names(self), self.frozen_hashes)
+        self._random_state = checkpoint[RANDOM_STATE]
+
+    def _clear(self) -> None:
+        self._loss, self._trained_tokens = torch.zeros(()), torch.zeros((), dtype=torch.int64)
+        self._samples = self._tokens = 0
+
+
+def trainable_names(module: nn.Module) -> set[str]:
+    return {name for name, parameter in module.named_parameters() if parameter.requires_grad}
+
+
+def check_resumable(
+    checkpoint: Mapping[str, Any], trainable: set[str], frozen_hashes: Mapping[str, str]
+) -> None:
+    """Errors: `FlamingoError` when the checkpoint was trained on other frozen parts or trains other parameters."""
+    if checkpoint.get(FROZEN_HASHES) != dict(frozen_hashes):
+        raise FlamingoError(
+            "the checkpoint was trained on other frozen parameters than this model has; "
+            "use the same backbones, or start over with resume=never"
+        )
+    if odd := trainable.symmetric_difference(checkpoint.get("state_dict", {})):
+        raise FlamingoError(
+            f"the checkpoint and this model train different parameters ({len(odd)}, such as {min(odd)}); "
+            "use the same model and policy, or start over with resume=never"
+        )
+
+
+def _get_random_state() -> dict[str, Tensor]:
+    state = {"cpu": torch.get_rng_state()}
+    if torch.cuda.is_available():
+        state["cuda"] = torch.cuda.get_rng_state()
+    return state
+
+
+def _set_random_state(state: dict[str, Tensor]) -> None:
+    torch.set_rng_state(state["cpu"].cpu())
+    if "cuda" in state and torch.cuda.is_available():
+        torch.cuda.set_rng_state(state["cuda"].cpu())

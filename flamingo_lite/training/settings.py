@@ -1,0 +1,95 @@
+"""What a run of training is told: its stage, how it runs, and all that goes with it. Bad values are refused here."""
+
+from dataclasses import dataclass, field
+
+import torch
+
+from flamingo_lite.data.make import DataConfig
+from flamingo_lite.errors import FlamingoError
+from flamingo_lite.models.build import ModelConfig
+from flamingo_lite.names import check_choice
+from flamingo_lite.training.optim import OptimizerConfig
+from flamingo_lite.training.tracking import WandbConfig
+
+MODEL = "flamingo"
+"""The folder of the saved model in a run's output."""
+
+PRECISIONS = ("32-true", "16-mixed", "bf16-mixed", "bf16-true")
+RESUME = ("auto", "never")
+
+
+@dataclass
+class StageConfig:
+    """What is learned: for how long, from how many documents a step, by which optimizer.
+
+    `start`: a saved model to continue from, instead of one built from the model's config. `max_length`: documents
+    are cut there. `samples`: documents that the trained model continues for the table in W&B.
+    """
+
+    steps: int = 300
+    batch_size: int = 32
+    max_length: int | None = None
+    start: str | None = None
+    log_every: int = 10
+    checkpoint_every: int = 100
+    samples: int = 8
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+
+    def __post_init__(self) -> None:
+        for name in ("steps", "batch_size", "log_every", "checkpoint_every"):
+            if getattr(self, name) < 1:
+                raise FlamingoError(f"stage.{name} is {getattr(self, name)}; expected 1 or more")
+
+
+@dataclass
+class TrainerConfig:
+    """Where and how it runs. `threads`: 0 = one per core; `workers`: processes that prepare batches.
+
+    A step takes `accumulate` batches of stage.batch_size documents each, on each of `devices`.
+    """
+
+    accelerator: str = "auto"
+    devices: int = 1
+    precision: str = "32-true"
+    accumulate: int = 1
+    deterministic: bool = True
+    threads: int = 0
+    workers: int = 1
+
+    def __post_init__(self) -> None:
+        check_choice("value of trainer.accelerator:", self.accelerator, ("auto", "cpu", "cuda", "gpu", "mps"))
+        check_choice("value of trainer.precision:", self.precision, PRECISIONS)
+        for name, least in (("devices", 1), ("accumulate", 1), ("threads", 0), ("workers", 0)):
+            if getattr(self, name) < least:
+                raise FlamingoError(f"trainer.{name} is {getattr(self, name)}; expected {least} or more")
+
+
+@dataclass
+class TrainingConfig:
+    """All that `run_stage` reads. `resume`: "auto" continues or keeps what is in `output`, "never" starts over."""
+
+    name: str = "quickstart"
+    output: str = "outputs/quickstart"
+    seed: int = 0
+    resume: str = "auto"
+    model: ModelConfig = field(default_factory=ModelConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    stage: StageConfig = field(default_factory=StageConfig)
+    trainer: TrainerConfig = field(default_factory=TrainerConfig)
+    wandb: WandbConfig = field(default_factory=WandbConfig)
+
+    def __post_init__(self) -> None:
+        check_choice("value of resume:", self.resume, RESUME)
+
+
+def torch_device(accelerator: str) -> torch.device:
+    """The device that Lightning's name for it means; "auto" takes the fastest that there is."""
+    if accelerator in ("auto", "gpu", "cuda") and torch.cuda.is_available():
+        return torch.device("cuda")
+    if accelerator in ("auto", "gpu", "mps") and torch.backends.mps.is_available():
+        return torch.device("mps")
+    if accelerator in ("auto", "cpu"):
+        return torch.device("cpu")
+    raise FlamingoError(
+        f"trainer.accelerator={accelerator}: there is no such device here; auto or cpu will do"
+    )

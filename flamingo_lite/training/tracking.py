@@ -1,0 +1,153 @@
+"""Weights & Biases, offline unless asked: the figures, the gates, generated samples, plots, and the config.
+
+One run of training is one W&B run: the evaluation and the report, which come later and in other processes,
+add to it under the id that stands in the run's folder.
+"""
+
+import os
+import secrets
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from omegaconf import OmegaConf
+
+from flamingo_lite.document import Image
+from flamingo_lite.errors import FlamingoError
+from flamingo_lite.names import check_choice
+
+RUN_ID = "run_id"
+MODES = ("offline", "online", "disabled")
+FOLDERS = ("WANDB_DATA_DIR", "WANDB_CACHE_DIR", "WANDB_ARTIFACT_DIR")
+CHOSEN_BY_USER = frozenset(name for name in FOLDERS if name in os.environ)
+
+
+@dataclass
+class WandbConfig:
+    mode: str = "offline"
+    project: str = "flamingo_lite"
+    name: str | None = None
+
+    def __post_init__(self) -> None:
+        check_choice("value of wandb.mode:", self.mode, MODES)
+
+
+@dataclass
+class Sample:
+    """A prompt, its images, what the model wrote and what was expected."""
+
+    prompt: str
+    images: list[Image]
+    generated: str
+    target: str
+
+
+class Tracker:
+    """A W&B run in `directory/wandb`; with mode "disabled" every method does nothing."""
+
+    def __init__(
+        self,
+        config: WandbConfig,
+        directory: Path,
+        settings: Mapping[str, Any] | None = None,
+        first_step: int | None = None,
+    ) -> None:
+        self._run: Any = None
+        self._step = first_step
+        if config.mode == "disabled":
+            return
+        import wandb
+
+        _keep_inside(directory / "wandb")
+        try:
+            self._run = wandb.init(
+                project=config.project,
+                name=config.name or directory.name,
+                id=_run_id(directory / "wandb"),
+                dir=str(directory),
+                mode="online" if config.mode == "online" else "offline",
+                config=dict(settings) if settings else None,
+                resume="allow" if config.mode == "online" else None,
+                settings=wandb.Settings(silent=True, console="off", save_code=False, disable_git=True),
+            )
+        except wandb.errors.Error as error:
+            raise FlamingoError(f"W&B did not start ({error}); wandb.mode=disabled goes without") from error
+
+    def log(self, row: Mapping[str, float]) -> None:
+        """A row of figures at its `step`."""
+        if self._run is not None:
+            self._run.log(
+                {name: value for name, value in row.items() if name != "step"}, step=int(row["step"])
+            )
+
+    def log_samples(self, samples: Iterable[Sample]) -> None:
+        """A table: the prompt, its last image, what was generated, what was expected; and all images beside it."""
+        if self._run is None:
+            return
+        import wandb
+
+        table = wandb.Table(columns=["prompt", "image", "generated", "target", "correct"])
+        gallery = []
+        for sample in samples:
+            pictures = [wandb.Image(image.pil(), caption=sample.prompt) for image in sample.images]
+            gallery += pictures
+            is_correct = sample.generated.strip() == sample.target.strip()
+            last = pictures[-1] if pictures else None
+            table.add_data(sample.prompt, last, sample.generated, sample.target, is_correct)
+        self._run.log({"samples": table, "samples/images": gallery})
+
+    def log_plots(self, paths: Iterable[Path]) -> None:
+        """The plots as images, each under the name of its file."""
+        if self._run is None:
+            return
+        import wandb
+
+        self._run.log({f"plots/{path.stem}": wandb.Image(str(path)) for path in paths}, step=self._step)
+
+    def summarize(self, values: Mapping[str, float | str]) -> None:
+        """Figures of the run as a whole."""
+        if self._run is not None:
+            self._run.summary.update(dict(values))
+
+    def close(self, failed: bool = False) -> None:
+        if self._run is not None:
+            self._run.finish(exit_code=int(failed))
+            self._run = None
+
+    def __enter__(self) -> "Tracker":
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        self.close(failed=kind is not None)
+
+
+def continue_run(directory: Path) -> Tracker:
+    """The W&B run that a training in `directory` began; one that logs nothing where there was none."""
+    path = directory / "config.yaml"
+    if not path.is_file() or not (directory / "wandb" / RUN_ID).is_file():
+        return Tracker(WandbConfig(mode="disabled"), directory)
+    settings = OmegaConf.load(path)
+    wandb_settings = OmegaConf.select(settings, "wandb") or {}
+    # W&B drops what comes at a step that is past.
+    return Tracker(WandbConfig(**wandb_settings), directory, first_step=int(settings.stage.steps) + 1)
+
+
+def forget_run(directory: Path) -> None:
+    """What is logged next into `directory` is a W&B run of its own."""
+    (directory / "wandb" / RUN_ID).unlink(missing_ok=True)
+
+
+def _keep_inside(directory: Path) -> None:
+    """W&B stages images and tables in the user's home unless told otherwise."""
+    directory.mkdir(parents=True, exist_ok=True)
+    for name in FOLDERS:
+        if name not in CHOSEN_BY_USER:
+            os.environ[name] = str(directory.absolute() / "data")
+
+
+def _run_id(directory: Path) -> str:
+    path = directory / RUN_ID
+    if not path.exists():
+        path.write_text(os.environ.get("WANDB_RUN_ID") or secrets.token_hex(4))
+    return path.read_text().strip()

@@ -1,0 +1,78 @@
+"""The optimizer's groups and the schedule's shape."""
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import nn
+
+from flamingo_lite.errors import FlamingoError
+from flamingo_lite.training.optim import (
+    OptimizerConfig,
+    build_optimizer,
+    learning_rate_factor,
+    parameter_groups,
+)
+
+
+class Toy(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.frozen = nn.Linear(3, 3).requires_grad_(False)
+        self.linear = nn.Linear(3, 3)
+        self.norm = nn.LayerNorm(3)
+        self.latents = nn.Parameter(torch.randn(4, 3))
+        self.new_rows = nn.Parameter(torch.randn(2, 3))
+        self.attention_gate = nn.Parameter(torch.zeros(1))
+
+
+def groups_of(model: nn.Module, config: OptimizerConfig) -> dict[str, dict[str, object]]:
+    names = {id(p): name for name, p in model.named_parameters()}
+    return {
+        str(group["name"]): {**group, "params": {names[id(p)] for p in group["params"]}}  # type: ignore[attr-defined]
+        for group in parameter_groups(model, config)
+    }
+
+
+def test_only_matrices_decay_and_gates_have_their_own_rate() -> None:
+    groups = groups_of(Toy(), OptimizerConfig(learning_rate=0.1, weight_decay=0.3, gate_factor=5.0))
+    assert groups["matrices"]["params"] == {"linear.weight"}
+    assert groups["matrices"]["weight_decay"] == 0.3
+    assert groups["vectors"]["params"] == {"linear.bias", "norm.weight", "norm.bias", "latents", "new_rows"}
+    assert groups["gates"]["params"] == {"attention_gate"}
+    assert groups["vectors"]["weight_decay"] == groups["gates"]["weight_decay"] == 0.0
+    assert groups["gates"]["lr"] == pytest.approx(0.5)
+
+
+def test_a_model_that_trains_nothing_is_refused() -> None:
+    with pytest.raises(FlamingoError, match="no parameter is trainable"):
+        parameter_groups(Toy().requires_grad_(False), OptimizerConfig())
+
+
+@given(st.integers(1, 200), st.integers(0, 50), st.floats(0, 1))
+def test_the_rate_rises_then_falls_to_its_final_fraction(steps: int, warmup: int, final: float) -> None:
+    factors = [learning_rate_factor(step, steps + warmup, warmup, final) for step in range(steps + warmup)]
+    assert factors[:warmup] == sorted(factors[:warmup])
+    assert factors[warmup:] == sorted(factors[warmup:], reverse=True)
+    assert all(min(final, 1 / max(1, warmup)) <= factor <= 1 for factor in factors)
+    assert factors[warmup] == pytest.approx(1)
+    if steps > 1:
+        assert factors[-1] == pytest.approx(final)
+
+
+def test_the_first_step_has_the_first_rate_of_the_warmup() -> None:
+    optimizer, schedule = build_optimizer(Toy(), OptimizerConfig(learning_rate=1.0, warmup_steps=4), steps=10)
+    rates = []
+    for _ in range(5):
+        rates.append(optimizer.param_groups[0]["lr"])
+        optimizer.step()
+        schedule.step()
+    assert rates == pytest.approx([0.25, 0.5, 0.75, 1.0, 1.0])
+
+
+@pytest.mark.parametrize(
+    "setting", [{"learning_rate": 0}, {"warmup_steps": -1}, {"final_fraction": 2}, {"betas": [0.9]}]
+)
+def test_a_value_out_of_range_is_refused_by_name(setting: dict[str, float]) -> None:
+    with pytest.raises(FlamingoError, match=f"optimizer.{next(iter(setting))} is"):
+        OptimizerConfig(**setting)  # type: ignore[arg-type]
