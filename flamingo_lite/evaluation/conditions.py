@@ -18,12 +18,12 @@ BLANK_GREY = 128
 
 @dataclass(frozen=True)
 class Episode:
-    """A query with its demonstrations. `other`: another query of the split, for the condition that swaps
-    images."""
+    """A query with its demonstrations. `other` draws another query of the split, for the condition that
+    swaps images."""
 
     demonstrations: tuple[Example, ...]
     query: Example
-    other: Example
+    other: Callable[[], Example]
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,7 @@ def _blank_demonstrations(episode: Episode, generator: random.Random) -> Episode
 
 
 def _mismatched_images(episode: Episode, generator: random.Random) -> Episode:
-    return replace(episode, query=replace(episode.query, image=episode.other.image))
+    return replace(episode, query=replace(episode.query, image=episode.other().image))
 
 
 def _blank_images(episode: Episode, generator: random.Random) -> Episode:

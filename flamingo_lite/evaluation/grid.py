@@ -122,7 +122,7 @@ def build_prompt(setting: Setting, query_id: int, seed: int) -> Prompt:
     episode = Episode(
         demonstrations=task.demonstrations(setting.split, query_id, seed, setting.shots),
         query=task.query(setting.split, query_id),
-        other=task.other_query(setting.split, query_id, seed),
+        other=lambda: task.other_query(setting.split, query_id, seed),
     )
     generator = episode_generator(setting.condition, setting.task, setting.split, query_id, seed)
     shown = condition.apply(episode, generator)

@@ -1,0 +1,57 @@
+from __future__ import annotations
+
+import random
+
+import pytest
+
+from flamingo_lite.document import Image
+from flamingo_lite.evaluation.conditions import CONDITIONS, Episode, blank_image
+from flamingo_lite.evaluation.demonstrations import Example
+
+EXAMPLES = [Example(f"id {i}", Image(b"%d" % i), f"{i} ? 1", str(i + 1)) for i in range(6)]
+EPISODE = Episode(demonstrations=tuple(EXAMPLES[:4]), query=EXAMPLES[4], other=lambda: EXAMPLES[5])
+
+
+def images(episode: Episode) -> tuple[list[Image], Image]:
+    return [d.image for d in episode.demonstrations], episode.query.image
+
+
+def apply(condition: str) -> Episode:
+    return CONDITIONS[condition].apply(EPISODE, random.Random(0))
+
+
+@pytest.mark.parametrize("condition", CONDITIONS)
+def test_every_condition_keeps_the_target_and_the_demonstrations_ids_in_their_order(condition: str) -> None:
+    found = apply(condition)
+    assert found.query.answer == EPISODE.query.answer
+    assert [d.id for d in found.demonstrations] == [d.id for d in EPISODE.demonstrations]
+
+
+@pytest.mark.parametrize("condition", ["standard", "text_twin"])
+def test_nothing_else_changes_in(condition: str) -> None:
+    assert apply(condition) == EPISODE
+
+
+def test_shuffled_labels_moves_every_answer_and_no_image() -> None:
+    found = apply("shuffled_labels")
+    before = [d.answer for d in EPISODE.demonstrations]
+    after = [d.answer for d in found.demonstrations]
+    assert sorted(after) == sorted(before)
+    assert all(x != y for x, y in zip(before, after, strict=True))
+    assert images(found) == images(EPISODE)
+
+
+def test_blank_demonstrations_keeps_the_query_image() -> None:
+    assert images(apply("blank_demonstrations")) == ([blank_image()] * 4, EPISODE.query.image)
+
+
+def test_mismatched_images_swaps_the_query_image_alone() -> None:
+    assert images(apply("mismatched_images")) == (images(EPISODE)[0], EXAMPLES[5].image)
+
+
+def test_blank_images_leaves_no_image() -> None:
+    assert images(apply("blank_images")) == ([blank_image()] * 4, blank_image())
+
+
+def test_the_blank_image_is_uniform() -> None:
+    assert len(blank_image().pil().getcolors()) == 1
