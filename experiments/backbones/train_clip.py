@@ -51,6 +51,8 @@ def model_config(vocabulary: int) -> dict:
             "patch_size": 8,
             "width": 128,
             "layers": 3,
+            # Means of patches, so that the last layer's patch features, which the bridge reads, are trained.
+            "pool_type": "avg",
             "head_width": 32,
             "mlp_ratio": 4.0,
         },
@@ -92,13 +94,26 @@ class Pairs(IterableDataset[tuple[torch.Tensor, torch.Tensor]]):
 
 
 def distinct(generator: random.Random, number: int) -> dict[str, Picture]:
-    """`number` pictures by their words: a quarter expressions, half readings, the rest scenes."""
+    """`number` pictures by their words: a quarter expressions, a third short and long readings, the rest groups of
+    readings that differ in a glyph, and scenes."""
     found: dict[str, Picture] = {}
+
+    def add(words: str) -> None:
+        found[words] = Picture(words, lambda g: draw_text(words, g))
+
     for a, b in generator.sample(pairs(held_out=False), number // 4):
-        found[f"{a} ? {b}"] = picture(a, b)
-    while len(found) < number * 3 // 4:
+        add(f"{a} ? {b}")
+    for digit in range(10):
+        add(str(digit))
+    while len(found) < number // 2:
+        words = (
+            f"{generator.randrange(10)}{generator.choice(('', ' ', ' + ', ' - '))}{generator.randrange(10)}"
+        )
+        if not shows_held_out_pair(words):
+            add(words)
+    while len(found) < number * 13 // 16:
         for words in alike(generator):
-            found[words] = Picture(words, lambda g, words=words: draw_text(words, g))
+            add(words)
     while len(found) < number:
         shown = scene(things(generator))
         found[shown.words] = shown

@@ -38,9 +38,10 @@ MAX_SHOTS = 8
 def pairs(held_out: bool) -> tuple[Pair, ...]:
     """The 20 operand pairs that no picture of any training shows, or the other 80.
 
-    Every digit is held out twice on each side, so no digit is rare in training; commuted pairs are drawn apart.
+    Every digit is held out twice on each side, so no digit is rare in training. The seed is the first that leaves every
+    answer of 0 to 9 a trained pair under every rule, and holds out no pair together with its mirror image.
     """
-    generator = random.Random("flamingo_lite held-out operand pairs 1")
+    generator = random.Random("flamingo_lite held-out operand pairs 22")
     first, second = list(range(10)), list(range(10))
     generator.shuffle(first)
     generator.shuffle(second)
