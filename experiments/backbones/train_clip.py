@@ -24,7 +24,7 @@ from safetensors.torch import save_file
 from torch.utils.data import DataLoader, IterableDataset
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
-from flamingo_lite.data.synthetic.canvas import SIZE, draw_text
+from flamingo_lite.data.synthetic.canvas import HEIGHT, WIDTH, draw_text
 from flamingo_lite.data.synthetic.operators import pairs, picture
 from flamingo_lite.data.synthetic.picture import Picture
 from flamingo_lite.data.synthetic.reading import shows_held_out_pair
@@ -32,7 +32,7 @@ from flamingo_lite.data.synthetic.reading import text as reading_text
 from flamingo_lite.data.synthetic.scenes import scene, things
 
 PREPROCESS = {
-    "size": SIZE,
+    "size": [HEIGHT, WIDTH],
     "mode": "RGB",
     "mean": [0.5, 0.5, 0.5],
     "std": [0.25, 0.25, 0.25],
@@ -47,7 +47,7 @@ def model_config(vocabulary: int) -> dict:
     return {
         "embed_dim": 96,
         "vision_cfg": {
-            "image_size": SIZE,
+            "image_size": [HEIGHT, WIDTH],
             "patch_size": 8,
             "width": 128,
             "layers": 3,

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 import PIL.Image
 from PIL import ImageDraw
 
-from flamingo_lite.data.synthetic.canvas import SIZE, Colour, brightness, finish
+from flamingo_lite.data.synthetic.canvas import HEIGHT, WIDTH, Colour, brightness, finish
 from flamingo_lite.data.synthetic.picture import Painter, Picture, paint
 from flamingo_lite.document import Document, Image, Text
 
@@ -106,16 +106,17 @@ def _compare(content: Sequence[Thing], generator: random.Random) -> tuple[str, s
 
 
 def draw_scene(content: Sequence[Thing], generator: random.Random) -> bytes:
-    """The things in distinct cells of a jittered 3 x 3 grid on a light or dark ground, as JPEG bytes."""
+    """The things in distinct cells of a jittered 2 x 4 grid on a light or dark ground, as JPEG bytes."""
     level = generator.choice((generator.randrange(0, 45), generator.randrange(205, 256)))
     ground = tuple(max(0, min(255, level + generator.randrange(-12, 13))) for _ in range(3))
-    canvas = PIL.Image.new("RGB", (SIZE, SIZE), ground)
+    canvas = PIL.Image.new("RGB", (WIDTH, HEIGHT), ground)
     pen = ImageDraw.Draw(canvas)
-    cells = generator.sample(range(9), len(content))
-    for (colour, shape), cell in zip(content, cells, strict=True):
-        radius = generator.uniform(6.5, 10)
-        x = (cell % 3 + 0.5) * SIZE / 3 + generator.uniform(-2, 2)
-        y = (cell // 3 + 0.5) * SIZE / 3 + generator.uniform(-2, 2)
+    cell = WIDTH / 4
+    places = generator.sample([(column, row) for column in range(4) for row in range(2)], len(content))
+    for (colour, shape), (column, row) in zip(content, places, strict=True):
+        radius = generator.uniform(5, 6.8)
+        x = (column + 0.5) * cell + generator.uniform(-1, 1)
+        y = (row + 0.5) * cell + generator.uniform(-1, 1)
         ink = tuple(max(0, min(255, level + generator.randrange(-14, 15))) for level in COLOURS[colour])
         outline = (0, 0, 0) if brightness(ground) > 128 else (255, 255, 255)
         _draw_shape(pen, shape, x, y, radius, ink, outline, generator.uniform(-0.3, 0.3))

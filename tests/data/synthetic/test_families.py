@@ -35,9 +35,9 @@ def test_the_twin_in_words_is_the_document_with_its_pictures_in_words(name, seed
 
 @settings(max_examples=30, deadline=None)
 @given(names, seeds)
-def test_pictures_are_64_pixels_square_and_decode(name, seed):
+def test_pictures_decode_at_their_size(name, seed):
     for image in FAMILIES[name](random.Random(seed)).images:
-        assert image.pil().size == (64, 64)
+        assert image.pil().size == (canvas.WIDTH, canvas.HEIGHT)
 
 
 def test_the_held_out_pairs_are_twenty_and_hold_every_digit_twice_on_each_side():
