@@ -5,6 +5,7 @@ Nothing heavy is imported here: a command imports what it needs when it runs.
 
 import argparse
 import errno
+import os
 import sys
 from collections.abc import Sequence
 from types import ModuleType
@@ -22,6 +23,9 @@ COMMANDS: dict[str, ModuleType] = {
     "eval": evaluate,
     "report": report,
 }
+
+# Read when the libraries are imported: no bars for files of a few MB, no warning about forked tokenizers.
+QUIET = {"HF_HUB_DISABLE_PROGRESS_BARS": "1", "TOKENIZERS_PARALLELISM": "false"}
 
 OPTIONS_EPILOG = """\
 KEY=VALUE changes a setting (stage.steps=50), GROUP=PRESET chooses a file of conf/ (model=flamingo_tiny).
@@ -50,6 +54,8 @@ def main(words: Sequence[str] | None = None) -> int:
     """The exit code: 0, 2 for a failure that the user can mend, 130 after Ctrl-C."""
     words = list(sys.argv[1:] if words is None else words)
     debug = "--debug" in words
+    for name, value in QUIET.items():
+        os.environ.setdefault(name, value)
     words = [word for word in words if word != "--debug"]
     try:
         return _run(words)
@@ -127,7 +133,8 @@ def _command(words: list[str]) -> str:
 def overview() -> str:
     """What `flamingo-lite --help` prints."""
     lines = [
-        "flamingo-lite: join a vision encoder to a language model, train the join, measure what it learns in context",
+        "flamingo-lite: join a vision encoder to a language model, train the join,",
+        "and measure what it learns from the examples in its prompt",
         "",
         "usage: flamingo-lite COMMAND [options] [KEY=VALUE ...]",
         "",
@@ -135,7 +142,7 @@ def overview() -> str:
     lines += [f"  {name:<12}{module.SUMMARY}" for name, module in COMMANDS.items()]
     lines += [
         "",
-        "flamingo-lite COMMAND --help says more of one of them, and flamingo-lite --version which version this is.",
+        "flamingo-lite COMMAND --help says more of one of them; --version says which version this is.",
         "New here? Run flamingo-lite quickstart and open the report that it names.",
     ]
     return "\n".join(lines)

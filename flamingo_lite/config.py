@@ -1,6 +1,6 @@
 """The configuration of everything: the components' own dataclasses, put together and read through hydra.
 
-YAML in `conf/` only chooses; a key, a preset or a value that is not known is one line with the nearest right name.
+YAML in `conf/` only chooses; an unknown key, preset or value is one line with the nearest right name.
 """
 
 import functools
@@ -63,7 +63,7 @@ def compose(overrides: Sequence[str] = ()) -> DictConfig:
 
 
 def sweep(overrides: Sequence[str]) -> Iterator[tuple[str, list[str]]]:
-    """For each combination of the overrides with several values: its name ("seed=1,stage.steps=20") and overrides."""
+    """For each combination of the swept values: its name ("seed=1,stage.steps=20") and its overrides."""
     parsed = parse(overrides)
     swept = [o for o in parsed if o.is_sweep_override()]
     fixed = [o.input_line or "" for o in parsed if not o.is_sweep_override()]

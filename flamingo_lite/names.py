@@ -12,7 +12,7 @@ def nearest(name: str, known: Iterable[str]) -> str | None:
 
 
 def unknown(kind: str, name: str, known: Iterable[str]) -> FlamingoError:
-    """The error to raise for `name`: "unknown preset 'quikstart'; did you mean 'quickstart'? (known: ...)"."""
+    """The error to raise: "unknown preset 'quikstart'; did you mean 'quickstart'? (known: ...)"."""
     names = sorted(known)
     best = nearest(name, names)
     hint = f"; did you mean '{best}'?" if best else ""

@@ -1,1 +1,1 @@
-"""The commands, a module each: SUMMARY, add_arguments(parser), run(arguments). Heavy imports stay inside run."""
+"""The commands, a module each: SUMMARY, add_arguments(parser), run(arguments). Heavy imports are in run."""

@@ -1,9 +1,10 @@
 """Measures how well a model learns from the examples in its prompt: accuracy over shots, splits and controls.
 
-Writes results.json and samples.jsonl into output=. checkpoint= names the model's directory (by default flamingo/
-in the output); eval.* says what is asked, how often and with how many examples."""
+checkpoint= names the model's directory (by default flamingo/ in output=); results.json and samples.jsonl go
+into output= (by default the folder that holds the checkpoint). eval.* says what is asked and how often."""
 
 import argparse
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from flamingo_lite.commands.common import add_config_arguments, add_multirun_argument, configs
@@ -31,15 +32,19 @@ def run(arguments: argparse.Namespace) -> None:
 
     console = Console()
     for config in list(configs(arguments)):
+        if config.checkpoint and not is_output_chosen(arguments):
+            config.output = str(Path(config.checkpoint).parent)
         results = evaluate_model(config, console)
         console.print(accuracy_table(results))
         console.print(f"all figures: [bold]{config.output}/results.json[/bold]", highlight=False)
 
 
+def is_output_chosen(arguments: argparse.Namespace) -> bool:
+    return any(override.startswith(("output=", "name=")) for override in arguments.overrides)
+
+
 def evaluate_model(config: "Config", console: "Console") -> "Mapping[str, Any]":
     """Evaluates `config.checkpoint`, or the model in `config.output`; returns what is in results.json."""
-    from pathlib import Path
-
     import torch
 
     from flamingo_lite.checkpoints.io import load
@@ -75,7 +80,7 @@ def evaluate_model(config: "Config", console: "Console") -> "Mapping[str, Any]":
         )
 
 
-def weights_sha256(directory: "Any") -> str:
+def weights_sha256(directory: Path) -> str:
     """sha256 over the names and bytes of the directory's safetensors files."""
     import hashlib
 

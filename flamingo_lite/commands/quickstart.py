@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import flamingo_lite
 from flamingo_lite.commands.common import add_config_arguments, configs
 
 if TYPE_CHECKING:
@@ -29,7 +30,7 @@ READING_ORDER = (
 
 @dataclass(frozen=True)
 class Step:
-    """A step, what it reads of the configuration, and what it leaves in the output: first its last product."""
+    """A step, what it reads of the configuration, and what it leaves, the last of its products first."""
 
     name: str
     says: str
@@ -69,7 +70,7 @@ def quickstart(config: "Config", console: "Console", fresh: bool = False) -> Non
     if fresh:
         delete_products(output)
     started = time.perf_counter()
-    done_with = ""
+    done_with = flamingo_lite.__version__
     for number, step in enumerate(STEPS, start=1):
         # Each hash holds the one before: a step is done again when anything before it has changed.
         done_with = settings_sha256(step, config, done_with)

@@ -1,4 +1,4 @@
-"""Writes report.html, one self-contained page, and plots/ from the files of an evaluation and of a training."""
+"""Writes report.html, one self-contained page, and plots/ from the files of an evaluation and a training."""
 
 import argparse
 from typing import TYPE_CHECKING

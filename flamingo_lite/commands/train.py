@@ -1,6 +1,6 @@
 """Trains the join of a vision encoder and a language model on shards, and saves the model whole.
 
-Writes into output=: flamingo/ (the model, for fl.load), metrics.csv, last.ckpt, config.yaml, training.json, wandb/.
+Writes into output=: flamingo/ (the model, for fl.load), metrics.csv, last.ckpt, config.yaml, wandb/.
 An interrupted run continues from last.ckpt when the same command is given again; resume=never starts over."""
 
 import argparse

@@ -16,7 +16,7 @@ from flamingo_lite.errors import FlamingoError
 from flamingo_lite.names import check_choice
 
 CHUNK = 16
-# Documents per message between processes: enough to hide the cost of a message, few enough to keep order cheap.
+# Documents per message between processes: enough to hide the cost of one, few enough to share the work.
 
 
 @dataclass
@@ -48,7 +48,7 @@ class DataConfig:
 
 
 def draw_documents(config: DataConfig) -> Iterator[tuple[str, Document]]:
-    """Yields `config.samples` pairs (key, document), in order. Errors: `FlamingoError` when no family has a weight."""
+    """Yields `config.samples` pairs (key, document), in order. Errors: `FlamingoError` without any weight."""
     if not any(config.families.values()):
         raise FlamingoError("data.families has no family with a weight above 0; expected at least one")
     draw = partial(draw_document, seed=config.seed, families=dict(config.families))
@@ -56,7 +56,7 @@ def draw_documents(config: DataConfig) -> Iterator[tuple[str, Document]]:
     if workers == 1:
         yield from map(draw, range(config.samples))
         return
-    # Spawned, not forked: the parent may hold threads (torch, webdataset) whose locks a fork would copy locked.
+    # Spawned, not forked: the parent may hold threads (torch's) whose locks a fork would copy locked.
     with multiprocessing.get_context("spawn").Pool(workers) as pool:
         yield from pool.imap(draw, range(config.samples), chunksize=CHUNK)
 

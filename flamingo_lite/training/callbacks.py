@@ -28,8 +28,8 @@ class Monitor(lightning.Callback):
     """Every `every` optimizer steps, and at the last, hands a row to each sink.
 
     Columns: step, loss, learning_rate, gradient_norm, samples_per_second, tokens_per_second, seconds, and
-    gate/<layer>/<branch>: tanh of the gate, the share with which the branch is added. Speeds are those since the
-    row before. Errors: `FlamingoError` when the loss is no number.
+    gate/<layer>/<branch>: tanh of the gate, the share with which the branch is added. Speeds are those since
+    the row before. Errors: `FlamingoError` when the loss is no number.
     """
 
     def __init__(self, every: int, sinks: Sequence[Sink]) -> None:
@@ -78,7 +78,7 @@ class Monitor(lightning.Callback):
 
 
 class Checkpoint(lightning.Callback):
-    """Writes `path` every `every` optimizer steps and at the last: under a temporary name first, then renamed."""
+    """Writes `path` every `every` optimizer steps and at the last: whole or not at all."""
 
     def __init__(self, path: Path, every: int) -> None:
         self.path = path
@@ -126,7 +126,7 @@ class StepDisplay(lightning.Callback):
 class MetricsFile:
     """A sink: a CSV file with one line per row, appended as training goes, so that it can be read meanwhile.
 
-    `resume_at`: rows after that step are dropped (training had gone further than the checkpoint it resumes from).
+    `resume_at`: rows after that step are dropped (training had gone on after the checkpoint it resumes from).
     """
 
     def __init__(self, path: Path, resume_at: int = 0) -> None:

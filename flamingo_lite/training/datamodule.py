@@ -1,7 +1,7 @@
 """Batches of documents from shards, prepared in worker processes.
 
-Batch number i is a pure function of (seed, shards, batch size, i), so training resumes at any batch, and the number
-of workers changes nothing but the speed.
+Batch number i is a pure function of (seed, shards, batch size, i), so training resumes at any batch, and the
+number of workers changes nothing but the speed.
 """
 
 from collections.abc import Iterator
@@ -20,9 +20,9 @@ from flamingo_lite.processing import VisionLanguageProcessor
 
 
 class Batches(Dataset[Batch | str]):
-    """Item i is batch i of an endless run over the epochs, each in an order of its own; epochs join inside a batch.
+    """Item i is batch i of an endless run over the epochs, each in an order of its own; a batch may span two.
 
-    Over ranks, batch i is the rank's share of a global batch of `world_size * batch_size` documents. An error that
+    Over ranks, it is the rank's share of a global batch of `world_size * batch_size` documents. An error that
     the user can mend is returned as its message: a DataLoader would bury it in the traceback of a worker.
     """
 
@@ -68,7 +68,7 @@ class Batches(Dataset[Batch | str]):
 
 
 class ShardDataModule(lightning.LightningDataModule):
-    """Batches number `skip` to `total` - 1 of the run; see `Batches`. `workers` 0 prepares them in this process."""
+    """Batches number `skip` to `total` - 1 of the run; see `Batches`. `workers` 0: made in this process."""
 
     def __init__(
         self,

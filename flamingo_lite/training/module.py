@@ -1,7 +1,7 @@
 """The thin LightningModule: one training step, one optimizer, and a checkpoint that holds what trains.
 
-The loss of an optimizer step is the sum over its trained-on tokens divided by their number, over all ranks and
-accumulated batches: a batch of long answers weighs more than one of short ones.
+The loss of an optimizer step is the sum over its trained-on tokens divided by their number, over all ranks
+and accumulated batches: a batch of long answers weighs more than one of short ones.
 """
 
 from collections.abc import Mapping
@@ -24,7 +24,7 @@ FROZEN_HASHES = "frozen_sha256"
 
 @dataclass
 class StepReport:
-    """What one optimizer step did. `loss` and `gradient_norm` stay on the device until somebody reads them."""
+    """What one optimizer step did. `loss` and `gradient_norm` stay on the device until they are read."""
 
     loss: Tensor
     gradient_norm: Tensor
@@ -34,7 +34,7 @@ class StepReport:
 
 
 class TrainingModule(lightning.LightningModule):
-    """Trains `model` for `steps` optimizer steps of `accumulate` batches each. `report` describes the last one."""
+    """Trains `model` for `steps` optimizer steps of `accumulate` batches each; `report` is the last one's."""
 
     def __init__(
         self, model: VisionLanguageModel, optimizer: OptimizerConfig, steps: int, accumulate: int = 1
@@ -45,7 +45,7 @@ class TrainingModule(lightning.LightningModule):
         self.steps = steps
         self.accumulate = accumulate
         self.report: StepReport | None = None
-        # Frozen parameters are not in the checkpoint; `on_load_checkpoint` checks that nothing else is missing.
+        # Frozen parameters are not in the checkpoint; `check_resumable` sees that nothing else is missing.
         self.strict_loading = False
         self.frozen_hashes = frozen_sha256(model)
         self._random_state: dict[str, Tensor] | None = None
@@ -53,7 +53,7 @@ class TrainingModule(lightning.LightningModule):
 
     def training_step(self, batch: Batch, batch_index: int) -> Tensor:
         tokens = (batch.labels[:, 1:] != IGNORED).sum()
-        # num_items=1 gives the sum; `configure_gradient_clipping` divides once the tokens of the step are known.
+        # num_items=1 gives the sum; `configure_gradient_clipping` divides by the tokens of the whole step.
         loss = self.model(**batch, num_items=1).loss
         self._loss = self._loss.to(loss.device) + loss.detach()
         self._trained_tokens = self._trained_tokens.to(loss.device) + tokens
@@ -121,7 +121,7 @@ def trainable_names(module: nn.Module) -> set[str]:
 def check_resumable(
     checkpoint: Mapping[str, Any], trainable: set[str], frozen_hashes: Mapping[str, str]
 ) -> None:
-    """Errors: `FlamingoError` when the checkpoint was trained on other frozen parts or trains other parameters."""
+    """Errors: `FlamingoError` when the checkpoint has other frozen parts or trains other parameters."""
     if checkpoint.get(FROZEN_HASHES) != dict(frozen_hashes):
         raise FlamingoError(
             "the checkpoint was trained on other frozen parameters than this model has; "

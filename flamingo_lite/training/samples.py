@@ -4,24 +4,29 @@ from collections.abc import Iterable
 
 from flamingo_lite.document import IMAGE_TOKEN, Document, Image, Text
 from flamingo_lite.generation.generate import generate
+from flamingo_lite.models.language import context_length
 from flamingo_lite.models.model import VisionLanguageModel
 from flamingo_lite.processing import VisionLanguageProcessor
 from flamingo_lite.training.tracking import Sample
+
+NEW_TOKENS = 24
 
 
 def draw_samples(
     model: VisionLanguageModel, processor: VisionLanguageProcessor, documents: Iterable[Document], count: int
 ) -> list[Sample]:
-    """Lets the model write the last trained-on text of the first `count` documents that have one."""
+    """Lets the model write the last trained-on text of the first `count` documents that have one, and fit."""
+    longest = context_length(model.language.config)
     cut: list[tuple[Document, str]] = []
     for document in documents:
         if len(cut) == count:
             break
-        if (pair := split_last_answer(document)) is not None:
+        pair = split_last_answer(document)
+        if pair and (longest is None or len(processor.encode(pair[0])) + NEW_TOKENS <= longest):
             cut.append(pair)
     if not cut:
         return []
-    texts = generate(model, processor, [prompt for prompt, _ in cut], max_new_tokens=24)
+    texts = generate(model, processor, [prompt for prompt, _ in cut], max_new_tokens=NEW_TOKENS)
     return [
         Sample(written(prompt), list(prompt.images), text, target)
         for (prompt, target), text in zip(cut, texts, strict=True)

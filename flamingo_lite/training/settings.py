@@ -1,4 +1,4 @@
-"""What a run of training is told: its stage, how it runs, and all that goes with it. Bad values are refused here."""
+"""What a run of training is told: its stage, how it runs, and all that goes with it. Bad values end here."""
 
 from dataclasses import dataclass, field
 
@@ -14,7 +14,7 @@ from flamingo_lite.training.tracking import WandbConfig
 MODEL = "flamingo"
 """The folder of the saved model in a run's output."""
 
-PRECISIONS = ("32-true", "16-mixed", "bf16-mixed", "bf16-true")
+PRECISIONS = ("32-true", "16-mixed", "bf16-mixed")
 RESUME = ("auto", "never")
 
 
@@ -22,8 +22,9 @@ RESUME = ("auto", "never")
 class StageConfig:
     """What is learned: for how long, from how many documents a step, by which optimizer.
 
-    `start`: a saved model to continue from, instead of one built from the model's config. `max_length`: documents
-    are cut there. `samples`: documents that the trained model continues for the table in W&B.
+    `start`: a saved model to continue from, instead of one built from the model's config. `max_length`:
+    documents are cut there (by default at the language model's context). `samples`: how many documents the
+    trained model continues for the table in W&B.
     """
 
     steps: int = 300
@@ -45,11 +46,10 @@ class StageConfig:
 class TrainerConfig:
     """Where and how it runs. `threads`: 0 = one per core; `workers`: processes that prepare batches.
 
-    A step takes `accumulate` batches of stage.batch_size documents each, on each of `devices`.
+    A step takes `accumulate` batches of stage.batch_size documents each.
     """
 
     accelerator: str = "auto"
-    devices: int = 1
     precision: str = "32-true"
     accumulate: int = 1
     deterministic: bool = True
@@ -59,14 +59,14 @@ class TrainerConfig:
     def __post_init__(self) -> None:
         check_choice("value of trainer.accelerator:", self.accelerator, ("auto", "cpu", "cuda", "gpu", "mps"))
         check_choice("value of trainer.precision:", self.precision, PRECISIONS)
-        for name, least in (("devices", 1), ("accumulate", 1), ("threads", 0), ("workers", 0)):
+        for name, least in (("accumulate", 1), ("threads", 0), ("workers", 0)):
             if getattr(self, name) < least:
                 raise FlamingoError(f"trainer.{name} is {getattr(self, name)}; expected {least} or more")
 
 
 @dataclass
 class TrainingConfig:
-    """All that `run_stage` reads. `resume`: "auto" continues or keeps what is in `output`, "never" starts over."""
+    """All that `run_stage` reads. `resume`: "auto" continues what is in `output`, "never" starts over."""
 
     name: str = "quickstart"
     output: str = "outputs/quickstart"

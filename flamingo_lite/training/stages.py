@@ -1,7 +1,7 @@
-"""A stage: one run of training. Data, policy and steps in; a saved model, a metrics file and a checkpoint out.
+"""A stage: one run of training. Data, policy and steps in; a saved model, metrics and a checkpoint out.
 
-A run is defined by what changes its numbers (`identity`). A checkpoint is continued only by the same run, and the
-message says which setting differs.
+A run is defined by what changes its numbers (`identity`). A checkpoint is continued only by the same run, and
+the message says which setting differs.
 """
 
 import dataclasses
@@ -9,6 +9,7 @@ import json
 import logging
 import pickle
 import shutil
+import signal
 import time
 import warnings
 from collections.abc import Mapping
@@ -26,6 +27,7 @@ from flamingo_lite.data.shards import Manifest, load_manifest, read_shards
 from flamingo_lite.errors import FlamingoError
 from flamingo_lite.evaluation.results import sha256_of_json, write_atomically
 from flamingo_lite.models.build import build, build_processor
+from flamingo_lite.models.language import context_length
 from flamingo_lite.models.model import VisionLanguageModel
 from flamingo_lite.models.policy import apply_policy, frozen_sha256, policy_table
 from flamingo_lite.processing import VisionLanguageProcessor
@@ -33,8 +35,8 @@ from flamingo_lite.training.callbacks import Checkpoint, MetricsFile, Monitor, S
 from flamingo_lite.training.datamodule import ShardDataModule
 from flamingo_lite.training.display import ProgressDisplay
 from flamingo_lite.training.module import TrainingModule
-from flamingo_lite.training.settings import MODEL, TrainingConfig, torch_device
 from flamingo_lite.training.samples import draw_samples
+from flamingo_lite.training.settings import MODEL, TrainingConfig, torch_device
 from flamingo_lite.training.tracking import Tracker, forget_run
 
 CHECKPOINT = "last.ckpt"
@@ -46,8 +48,8 @@ SUMMARY = "training.json"
 def run_stage(config: TrainingConfig, console: Console | None = None) -> Path:
     """Trains, and returns the directory of the saved model.
 
-    Writes into `config.output`: flamingo/ (the model), last.ckpt (to continue from), metrics.csv, config.yaml,
-    wandb/, and at the very end training.json, without which the run counts as unfinished.
+    Writes into `config.output`: flamingo/ (the model), last.ckpt (to continue from), metrics.csv,
+    config.yaml, wandb/, and training.json, which says at the very end that the run is finished.
     Errors: `FlamingoError` for shards, a checkpoint or settings that do not fit.
     """
     console = console or Console()
@@ -78,6 +80,7 @@ def run_stage(config: TrainingConfig, console: Console | None = None) -> Path:
         model.eval()
         checkpoints.save(model, processor, output / MODEL)
         documents = read_shards(config.data.directory)
+        model.to(torch_device(config.trainer.accelerator))
         tracker.log_samples(draw_samples(model, processor, documents, config.stage.samples))
         figures = {"steps": config.stage.steps, "seconds": time.perf_counter() - started}
         figures |= {"loss": rows[-1]["loss"]} if rows else {}
@@ -101,7 +104,7 @@ def identity(config: TrainingConfig, manifest_sha256: str) -> dict[str, Any]:
         "model": dataclasses.asdict(config.model),
         "stage": stage,
         "seed": config.seed,
-        "trainer": {name: getattr(config.trainer, name) for name in ("precision", "accumulate", "devices")},
+        "trainer": {name: getattr(config.trainer, name) for name in ("precision", "accumulate")},
         "shards": manifest_sha256,
     }
 
@@ -134,7 +137,7 @@ def _fit(
     monitor = Monitor(stage.log_every, [MetricsFile(output / METRICS, done), tracker.log, step_display])
     trainer = lightning.Trainer(
         accelerator=config.trainer.accelerator,
-        devices=config.trainer.devices,
+        devices=1,
         precision=config.trainer.precision,
         max_steps=stage.steps,
         max_epochs=-1,
@@ -155,15 +158,18 @@ def _fit(
         seed=config.seed,
         total=stage.steps * config.trainer.accumulate,
         workers=config.trainer.workers,
-        max_length=stage.max_length,
+        max_length=stage.max_length or context_length(module.model.language.config),
         skip=done * config.trainer.accumulate,
     )
+    interrupt = signal.getsignal(signal.SIGINT)
     with display:
         try:
             # weights_only: a checkpoint is never unpickled.
             trainer.fit(module, datamodule=data, ckpt_path=resume_from, weights_only=True)
         except SystemExit as error:  # Lightning's answer to Ctrl-C
             raise KeyboardInterrupt from error
+        finally:
+            signal.signal(signal.SIGINT, interrupt)
     return monitor.rows
 
 
@@ -199,7 +205,7 @@ def _steps_of(checkpoint: Path) -> int:
         return int(torch.load(checkpoint, weights_only=True, map_location="cpu", mmap=True)["global_step"])
     except (OSError, RuntimeError, EOFError, KeyError, ValueError, pickle.UnpicklingError) as error:
         raise FlamingoError(
-            f"{checkpoint} is damaged or no checkpoint of training; delete it, or start over with resume=never"
+            f"{checkpoint} is damaged, or no checkpoint of training; start over with resume=never"
         ) from error
 
 

@@ -82,7 +82,7 @@ class Tracker:
             )
 
     def log_samples(self, samples: Iterable[Sample]) -> None:
-        """A table: the prompt, its last image, what was generated, what was expected; and all images beside it."""
+        """A table: prompt, its last image, what was generated, what was expected. All images beside it."""
         if self._run is None:
             return
         import wandb
