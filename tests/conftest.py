@@ -114,20 +114,27 @@ def model_config(language_directory: Path, vision_directory: Path) -> dict[str, 
     }
 
 
-def open_gates(model: VisionLanguageModel, value: float = 0.7) -> VisionLanguageModel:
-    """Gates away from 0, so that images matter."""
-    with torch.no_grad():
-        for block in model.blocks.values():
-            block.attention_gate.fill_(value)
-            block.feed_forward_gate.fill_(value)
-    return model
+@pytest.fixture(scope="session")
+def set_gates() -> Callable[[VisionLanguageModel, float], VisionLanguageModel]:
+    """Sets all gates; away from 0, images matter."""
+
+    def to(model: VisionLanguageModel, value: float) -> VisionLanguageModel:
+        with torch.no_grad():
+            for block in model.blocks.values():
+                block.attention_gate.fill_(value)
+                block.feed_forward_gate.fill_(value)
+        return model
+
+    return to
 
 
 @pytest.fixture
-def model(model_config: dict[str, Any]) -> VisionLanguageModel:
+def model(
+    model_config: dict[str, Any], set_gates: Callable[[VisionLanguageModel, float], VisionLanguageModel]
+) -> VisionLanguageModel:
     """A model whose images matter, in evaluation mode."""
     torch.manual_seed(2)
-    return open_gates(build(model_config)).eval()
+    return set_gates(build(model_config), 0.7).eval()
 
 
 @pytest.fixture(scope="session")

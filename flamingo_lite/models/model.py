@@ -79,14 +79,15 @@ class VisionLanguageModel(PreTrainedModel, GenerationMixin):
         """`vision` and `language` are the loaded parts; without them they are made from the config, weights
         random.
         """
-        attention = config.text_config._attn_implementation
         super().__init__(config)
-        config.text_config._attn_implementation = attention
         self.vision = vision or VisionEncoder(VisionTower(**config.vision_tower))
         self.connector = build_connector(self.vision.width, ConnectorConfig(**config.connector))
         for module in self.connector.modules():
             module._is_hf_initialized = True
         self.language = language or AutoModelForCausalLM.from_config(config.language_config())
+        # An outer config resets this to None, and masks made from it (static caches) would be dropped
+        # silently.
+        config.text_config._attn_implementation = self.language.config._attn_implementation
         add_new_rows(self.language, config.first_new_token, config.new_tokens)
         self.fusion = GatedConfig(**config.fusion)
         self.slot = FusionSlot()
