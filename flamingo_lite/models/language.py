@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
+from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import (
     AutoConfig,
@@ -31,6 +32,10 @@ HEAD_POST_PROCESSING = (
     "final_logit_softcapping", "logit_scale", "logits_scaling", "lm_head_multiplier", "logits_soft_cap",
 )  # fmt: skip
 """Config fields of families that do more than one linear map between hidden states and logits."""
+
+
+LOADING_ERRORS = (OSError, ValueError, KeyError, TypeError, RuntimeError, ImportError, SafetensorError)
+"""What transformers raises for a name, a revision, a file or a library that is not there or not right."""
 
 
 @dataclass
@@ -58,11 +63,11 @@ def load_language(config: LanguageConfig) -> PreTrainedModel:
     try:
         if config.pretrained:
             return AutoModelForCausalLM.from_pretrained(
-                source, revision=config.revision, dtype=dtype, **options
+                source, revision=config.revision, trust_remote_code=False, dtype=dtype, **options
             )
-        known = AutoConfig.from_pretrained(source, revision=config.revision)
+        known = AutoConfig.from_pretrained(source, revision=config.revision, trust_remote_code=False)
         return AutoModelForCausalLM.from_config(known, dtype=dtype, **options)
-    except (OSError, ValueError, KeyError) as error:
+    except LOADING_ERRORS as error:
         raise FlamingoError(_cannot_load("language model", config, error)) from error
 
 
@@ -70,8 +75,8 @@ def load_tokenizer(config: LanguageConfig) -> PreTrainedTokenizerBase:
     """The language model's tokenizer, as it comes."""
     source = backbone_directory(config.name, "language") or config.name
     try:
-        return AutoTokenizer.from_pretrained(source, revision=config.revision)
-    except (OSError, ValueError, KeyError) as error:
+        return AutoTokenizer.from_pretrained(source, revision=config.revision, trust_remote_code=False)
+    except LOADING_ERRORS as error:
         raise FlamingoError(_cannot_load("tokenizer", config, error)) from error
 
 

@@ -101,15 +101,15 @@ class VisionLanguageModel(PreTrainedModel, GenerationMixin):
         apply_policy(self, config.policy)
 
     @classmethod
-    def from_pretrained(cls, *args: Any, output_loading_info: bool = False, **kwargs: Any) -> Any:
+    def from_pretrained(cls, path: Any, *args: Any, output_loading_info: bool = False, **kwargs: Any) -> Any:
         """As transformers', but a directory that lacks weights is a FlamingoError, never a silent random
         start.
         """
-        model, info = super().from_pretrained(*args, output_loading_info=True, **kwargs)
+        model, info = super().from_pretrained(path, *args, output_loading_info=True, **kwargs)
         if info["missing_keys"] or info["mismatched_keys"]:
             missing = sorted(info["missing_keys"]) or [str(key) for key in info["mismatched_keys"]]
             raise FlamingoError(
-                f"{args[0]} lacks {len(missing)} weights of its model, {missing[0]} first; it is damaged"
+                f"{path} lacks {len(missing)} weights of its model, {missing[0]} first; it is damaged"
             )
         apply_policy(model, model.config.policy)
         return (model, info) if output_loading_info else model
@@ -223,7 +223,7 @@ class VisionLanguageModel(PreTrainedModel, GenerationMixin):
         segment_ids: Tensor | None,
         past_key_values: Any,
     ) -> dict[str, Any]:
-        if attention_mask is not None and attention_mask.dim() == 2:
+        if isinstance(attention_mask, Tensor) and attention_mask.dim() == 2:
             attention_mask = attention_mask.long()  # ALiBi families add it up
             if position_ids is None:
                 position_ids = (attention_mask.cumsum(-1) - 1).clamp(min=0)[:, -input_ids.shape[1] :]
@@ -311,6 +311,12 @@ class VisionLanguageModel(PreTrainedModel, GenerationMixin):
         raise FlamingoError(
             "resize_token_embeddings would shift the ids of <image> and the other new tokens; "
             "add tokens to the language model and its tokenizer before building the model"
+        )
+
+    def _replicate_for_data_parallel(self) -> Self:
+        raise FlamingoError(
+            "DataParallel slices a batch along its rows and would part texts from their images; "
+            "use DistributedDataParallel or one device"
         )
 
     def _set_gradient_checkpointing(self, *args: Any, **kwargs: Any) -> None:

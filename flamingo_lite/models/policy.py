@@ -115,5 +115,5 @@ def frozen_sha256(model: nn.Module) -> dict[str, str]:
             continue
         digest = digests.setdefault(name.split(".")[0], hashlib.sha256())
         digest.update(f"{name} {parameter.dtype} {tuple(parameter.shape)}".encode())
-        digest.update(parameter.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
+        digest.update(parameter.detach().cpu().reshape(-1).view(torch.uint8).numpy().tobytes())
     return {part: digest.hexdigest() for part, digest in digests.items()}

@@ -43,7 +43,8 @@ FAMILIES: dict[str, dict[str, Any]] = {
     "mpt": {**COMMON, "d_model": 16, "n_layers": 2, "n_heads": 2, "max_seq_len": 64, "expansion_ratio": 2},
     "bloom": {**COMMON, "hidden_size": 16, "n_layer": 2, "n_head": 2},
     "falcon": {
-        **SIZES, "alibi": False, "new_decoder_architecture": False, "parallel_attn": True, "multi_query": True,
+        **SIZES, "alibi": False, "new_decoder_architecture": False, "parallel_attn": True,
+        "multi_query": True,
     },
 }  # fmt: skip
 REFUSE_PACKING = {"gemma2", "gemma3_text", "granite", "cohere", "bloom", "falcon"}

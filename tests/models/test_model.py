@@ -289,6 +289,11 @@ def test_media_that_does_not_fit_is_refused(
         model(batch.input_ids, media_index=batch.media_index, pixel_values=torch.zeros(1, 3, 8, 8))
 
 
+def test_data_parallel_is_refused_by_name(model: VisionLanguageModel) -> None:
+    with pytest.raises(FlamingoError, match="DataParallel slices a batch"):
+        model._replicate_for_data_parallel()  # what torch's DataParallel asks of every module first
+
+
 def test_token_embeddings_cannot_be_resized(model: VisionLanguageModel) -> None:
     with pytest.raises(FlamingoError, match="shift the ids"):
         model.resize_token_embeddings(300)
