@@ -36,10 +36,10 @@ class Condition:
     words: bool = False
 
 
-@functools.cache
-def blank_image() -> Image:
-    """The one uniform image. It shows nothing, so it has no words."""
-    return Image(PIL.Image.new("RGB", (64, 64), (BLANK_GREY,) * 3))
+@functools.lru_cache(maxsize=4096)
+def blank_like(image: Image) -> Image:
+    """A uniform image of the size of `image`. It shows nothing, so it has no words."""
+    return Image(PIL.Image.new("RGB", image.pil().size, (BLANK_GREY,) * 3))
 
 
 def _unchanged(episode: Episode, generator: random.Random) -> Episode:
@@ -53,7 +53,7 @@ def _shuffled_labels(episode: Episode, generator: random.Random) -> Episode:
 
 
 def _blank_demonstrations(episode: Episode, generator: random.Random) -> Episode:
-    blank = tuple(replace(d, image=blank_image()) for d in episode.demonstrations)
+    blank = tuple(replace(d, image=blank_like(d.image)) for d in episode.demonstrations)
     return replace(episode, demonstrations=blank)
 
 
@@ -63,7 +63,7 @@ def _mismatched_images(episode: Episode, generator: random.Random) -> Episode:
 
 def _blank_images(episode: Episode, generator: random.Random) -> Episode:
     blanked = _blank_demonstrations(episode, generator)
-    return replace(blanked, query=replace(episode.query, image=blank_image()))
+    return replace(blanked, query=replace(episode.query, image=blank_like(episode.query.image)))
 
 
 CONDITIONS: dict[str, Condition] = {

@@ -2,13 +2,17 @@ from __future__ import annotations
 
 import random
 
+import PIL.Image
 import pytest
 
 from flamingo_lite.document import Image
-from flamingo_lite.evaluation.conditions import CONDITIONS, Episode, blank_image
+from flamingo_lite.evaluation.conditions import CONDITIONS, Episode, blank_like
 from flamingo_lite.evaluation.demonstrations import Example
 
-EXAMPLES = [Example(f"id {i}", Image(b"%d" % i), f"{i} ? 1", str(i + 1)) for i in range(6)]
+EXAMPLES = [
+    Example(f"id {i}", Image(PIL.Image.new("RGB", (4, 2 + i), (40 * i, 0, 0))), f"{i} ? 1", str(i + 1))
+    for i in range(6)
+]
 EPISODE = Episode(demonstrations=tuple(EXAMPLES[:4]), query=EXAMPLES[4], other=lambda: EXAMPLES[5])
 
 
@@ -42,7 +46,8 @@ def test_shuffled_labels_moves_every_answer_and_no_image() -> None:
 
 
 def test_blank_demonstrations_keeps_the_query_image() -> None:
-    assert images(apply("blank_demonstrations")) == ([blank_image()] * 4, EPISODE.query.image)
+    blanks = [blank_like(d.image) for d in EPISODE.demonstrations]
+    assert images(apply("blank_demonstrations")) == (blanks, EPISODE.query.image)
 
 
 def test_mismatched_images_swaps_the_query_image_alone() -> None:
@@ -50,8 +55,14 @@ def test_mismatched_images_swaps_the_query_image_alone() -> None:
 
 
 def test_blank_images_leaves_no_image() -> None:
-    assert images(apply("blank_images")) == ([blank_image()] * 4, blank_image())
+    blanks = [blank_like(d.image) for d in EPISODE.demonstrations]
+    assert images(apply("blank_images")) == (blanks, blank_like(EPISODE.query.image))
 
 
-def test_the_blank_image_is_uniform() -> None:
-    assert len(blank_image().pil().getcolors()) == 1
+def test_a_blank_image_is_uniform_and_as_large_as_the_one_that_it_replaces() -> None:
+    for example in EXAMPLES:
+        blank = blank_like(example.image).pil()
+        assert len(blank.getcolors()) == 1
+        assert blank.size == example.image.pil().size
+    small, large = (Image(PIL.Image.new("RGB", (4, 4), colour)) for colour in ("red", "blue"))
+    assert blank_like(small) == blank_like(large)
