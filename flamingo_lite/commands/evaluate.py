@@ -57,7 +57,7 @@ def evaluate_model(config: "Config", console: "Console") -> "Mapping[str, Any]":
     directory = Path(config.checkpoint or Path(config.output) / MODEL)
     torch.set_num_threads(config.trainer.threads or available_cores())
     model, processor = load(directory)
-    model = model.to(torch_device(config.trainer.accelerator)).eval()
+    torch.nn.Module.to(model, torch_device(config.trainer.accelerator))
 
     def answer(documents: "Sequence[Document]", max_new_tokens: int) -> list[str]:
         return generate(

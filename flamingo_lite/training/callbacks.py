@@ -43,7 +43,12 @@ class Monitor(lightning.Callback):
         self._step = trainer.global_step
 
     def on_train_batch_end(
-        self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, *_: Any
+        self,
+        trainer: lightning.Trainer,
+        pl_module: lightning.LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
     ) -> None:
         assert isinstance(pl_module, TrainingModule)
         if trainer.global_step == self._step or pl_module.report is None:  # a batch of an unfinished step
@@ -86,7 +91,12 @@ class Checkpoint(lightning.Callback):
         self._saved = 0
 
     def on_train_batch_end(
-        self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, *_: Any
+        self,
+        trainer: lightning.Trainer,
+        pl_module: lightning.LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
     ) -> None:
         step = trainer.global_step
         is_due = step % self.every == 0 or step == trainer.max_steps
@@ -117,7 +127,12 @@ class StepDisplay(lightning.Callback):
         self.display.update(int(row["step"]), self._note)
 
     def on_train_batch_end(
-        self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, *_: Any
+        self,
+        trainer: lightning.Trainer,
+        pl_module: lightning.LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
     ) -> None:
         if trainer.is_global_zero and trainer.global_step != self.display.done:
             self.display.update(trainer.global_step)

@@ -46,11 +46,11 @@ class Batches(Dataset[Batch | str]):
         self.rank = rank
         self.world_size = world_size
 
-    def __getitem__(self, number: int) -> Batch | str:
+    def __getitem__(self, index: int) -> Batch | str:
         try:
             encoded = [
-                self.processor.encode(self._document(index), True, self.max_length, name=f"sample {index}")
-                for index in self.indices(number)
+                self.processor.encode(self._document(place), True, self.max_length, name=f"sample {place}")
+                for place in self.indices(index)
             ]
             return self.processor.collate(encoded)
         except FlamingoError as error:

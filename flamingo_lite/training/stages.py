@@ -14,12 +14,13 @@ import time
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import lightning.pytorch as lightning
 import torch
 from omegaconf import OmegaConf
 from rich.console import Console
+from torch import nn
 
 from flamingo_lite.checkpoints import io as checkpoints
 from flamingo_lite.data.make import available_cores
@@ -80,7 +81,7 @@ def run_stage(config: TrainingConfig, console: Console | None = None) -> Path:
         model.eval()
         checkpoints.save(model, processor, output / MODEL)
         documents = read_shards(config.data.directory)
-        model.to(torch_device(config.trainer.accelerator))
+        nn.Module.to(model, torch_device(config.trainer.accelerator))
         tracker.log_samples(draw_samples(model, processor, documents, config.stage.samples))
         figures = {"steps": config.stage.steps, "seconds": time.perf_counter() - started}
         figures |= {"loss": rows[-1]["loss"]} if rows else {}
@@ -98,11 +99,10 @@ def shards_sha256(manifest: Manifest) -> str:
 def identity(config: TrainingConfig, manifest_sha256: str) -> dict[str, Any]:
     """What changes the numbers of a run, as plain JSON: its model, stage, seed, precision and data."""
     stage = dataclasses.asdict(config.stage)
-    for name in ("log_every", "checkpoint_every", "samples"):
-        del stage[name]
+    silent = ("log_every", "checkpoint_every", "samples")
     return {
         "model": dataclasses.asdict(config.model),
-        "stage": stage,
+        "stage": {name: value for name, value in stage.items() if name not in silent},
         "seed": config.seed,
         "trainer": {name: getattr(config.trainer, name) for name in ("precision", "accumulate")},
         "shards": manifest_sha256,
@@ -138,7 +138,7 @@ def _fit(
     trainer = lightning.Trainer(
         accelerator=config.trainer.accelerator,
         devices=1,
-        precision=config.trainer.precision,
+        precision=cast("Any", config.trainer.precision),
         max_steps=stage.steps,
         max_epochs=-1,
         accumulate_grad_batches=config.trainer.accumulate,
