@@ -78,7 +78,7 @@ def test_pixel_values_with_a_batch_dimension_are_refused() -> None:
         Batch(**{**batch, "pixel_values": batch.pixel_values[None]})
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=50, deadline=None)
 @given(st.lists(st.integers(0, 5), min_size=1, max_size=5), st.data())
 def test_chosen_rows_see_the_same_images_as_before(images_per_row: list[int], data: st.DataObject) -> None:
     batch = make_batch(images_per_row, with_optional=True)

@@ -65,7 +65,7 @@ def test_the_first_token_of_a_document_is_never_trained_on(make_tokenizer) -> No
     assert encoded.labels[1:] == encoded.input_ids[1:]
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=50, deadline=None)
 @given(documents, templates, st.booleans())
 def test_the_layout_of_any_document(
     tokenizer: PreTrainedTokenizerFast, document: Document, template: Template, complete: bool
@@ -85,7 +85,7 @@ def test_the_layout_of_any_document(
         assert label == -100 or (position > 0 and token != image_id)
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(documents, texts, templates)
 def test_a_prompt_is_the_beginning_of_the_complete_document(
     tokenizer: PreTrainedTokenizerFast, prompt: Document, answer: Text, template: Template
@@ -97,7 +97,7 @@ def test_a_prompt_is_the_beginning_of_the_complete_document(
     assert whole.media_index[:t] == short.media_index
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=50, deadline=None)
 @given(documents, templates, st.integers(1, 40))
 def test_truncation_cuts_on_the_right_and_drops_marks_and_images_together(
     tokenizer: PreTrainedTokenizerFast, document: Document, template: Template, max_length: int
