@@ -6,7 +6,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields, is_dataclass
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 from omegaconf import DictConfig, OmegaConf
 from transformers import PreTrainedTokenizerBase
@@ -58,7 +58,9 @@ def build(model_config: ModelConfig | Mapping[str, Any] | DictConfig | None = No
         new_tokens=tokens,
         dtype=language.dtype,
     )
-    return VisionLanguageModel(outer, vision=vision.to(language.dtype), language=language).to(language.dtype)
+    model = VisionLanguageModel(outer, vision=vision.to(language.dtype), language=language)
+    # transformers decorates `to` in a way that hides its bound `self`.
+    return model.to(language.dtype)  # pyrefly: ignore[bad-argument-type]
 
 
 def build_processor(
@@ -77,16 +79,16 @@ def new_tokens(tokenizer: PreTrainedTokenizerBase) -> tuple[int, int, int]:
     """Adds the special tokens; returns the first new id, how many are new, and the id of `<image>`."""
     first = len(tokenizer)
     add_tokens(tokenizer)
-    return first, len(tokenizer) - first, tokenizer.convert_tokens_to_ids(IMAGE_TOKEN)
+    image_token_id = cast(int, tokenizer.convert_tokens_to_ids(IMAGE_TOKEN))  # one token, one id
+    return first, len(tokenizer) - first, image_token_id
 
 
 def model_config_from(value: ModelConfig | Mapping[str, Any] | DictConfig | None) -> ModelConfig:
     """Plain data (a dict, hydra's DictConfig) to the typed config; unknown fields are FlamingoErrors."""
     if isinstance(value, ModelConfig):
         return value
-    if isinstance(value, DictConfig):
-        value = OmegaConf.to_container(value, resolve=True)
-    return _typed(ModelConfig, value or {}, "model")
+    plain = OmegaConf.to_container(value, resolve=True) if isinstance(value, DictConfig) else value
+    return _typed(ModelConfig, plain or {}, "model")
 
 
 def _typed(kind: type[Config], value: Any, where: str) -> Config:

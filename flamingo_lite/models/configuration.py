@@ -17,7 +17,8 @@ class VisionLanguageConfig(PretrainedConfig):
     """
 
     model_type = "flamingo_lite"
-    sub_configs = {"text_config": AutoConfig}
+    # As in transformers' own composite configs; their base computes it in a property of the class.
+    sub_configs = {"text_config": AutoConfig}  # pyrefly: ignore[bad-override]
 
     def __init__(
         self,

@@ -11,7 +11,7 @@ import functools
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -19,6 +19,7 @@ from transformers import PreTrainedModel
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from flamingo_lite.models.language import decoder_layers
+from flamingo_lite.models.parts import keep_weights
 from flamingo_lite.nn.cache import MediaCache
 from flamingo_lite.nn.gated import GatedConfig, GatedCrossAttention
 from flamingo_lite.nn.masks import MediaLayout, PreviousLayout
@@ -64,9 +65,8 @@ def insert_blocks(
     for i, layer in enumerate(decoder_layers(language)):
         if (i + 1) % config.every == 0:
             blocks[i] = FusedBlock(width, media_width, config, layer=i)
-            for module in blocks[i].modules():
-                # The language model's own _init_weights would draw these anew, gates included.
-                module._is_hf_initialized = True
+            # The language model's own _init_weights would draw these anew, gates included.
+            keep_weights(blocks[i])
             layer.cross_attention = blocks[i]
             layer.forward = functools.partial(fused_forward, layer, slot)
     return blocks
@@ -81,7 +81,8 @@ def fused_forward(
     """
     context = slot.context
     if context is not None:
-        hidden_states = layer.cross_attention(hidden_states, context.media, context.layout)
+        block: Any = layer.cross_attention  # torch types what a module holds as Tensor | Module
+        hidden_states = block(hidden_states, context.media, context.layout)
     return type(layer).forward(layer, hidden_states, *args, **kwargs)
 
 
@@ -93,7 +94,7 @@ def leave_whole_layers_to_their_forward(language: PreTrainedModel) -> None:
     if "__call__" in GradientCheckpointingLayer.__dict__:
         for layer in decoder_layers(language):
             if hasattr(layer, "cross_attention"):
-                layer.gradient_checkpointing = False
+                cast(GradientCheckpointingLayer, layer).gradient_checkpointing = False
 
 
 def fusion_media(cache: MediaCache, tokens: Tensor) -> Tensor | MediaCache:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import functools
 import inspect
 from dataclasses import dataclass
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -75,7 +76,8 @@ def load_tokenizer(config: LanguageConfig) -> PreTrainedTokenizerBase:
     """The language model's tokenizer, as it comes."""
     source = backbone_directory(config.name, "language") or config.name
     try:
-        return AutoTokenizer.from_pretrained(source, revision=config.revision, trust_remote_code=False)
+        found = AutoTokenizer.from_pretrained(source, revision=config.revision, trust_remote_code=False)
+        return cast(PreTrainedTokenizerBase, found)  # typed as if it might be None
     except LOADING_ERRORS as error:
         raise FlamingoError(_cannot_load("tokenizer", config, error)) from error
 
@@ -145,7 +147,9 @@ def add_new_rows(language: PreTrainedModel, first: int, count: int) -> None:
     state covers k rows only. `first` may lie inside the base matrix where that is padded beyond the
     tokenizer.
     """
-    embedding, head = language.get_input_embeddings(), language.get_output_embeddings()
+    # Any: torch types a module's weight as Tensor | Module.
+    embedding: Any = language.get_input_embeddings()
+    head: Any = language.get_output_embeddings()
     if first > embedding.weight.shape[0]:
         raise FlamingoError(
             f"the tokenizer has {first} tokens before the new ones, the language model only "
@@ -167,7 +171,7 @@ def embed_with_new_rows(embedding: nn.Module, first: int, ids: Tensor) -> Tensor
     """The embedding's own forward, bound late; new ids read `new_rows`, scaled as Gemma scales its
     embeddings.
     """
-    rows = embedding.new_rows
+    rows: Any = embedding.new_rows  # the parameter; torch types it as Tensor | Module
     is_new = (ids >= first) & (ids < first + len(rows))
     known = type(embedding).forward(embedding, ids.masked_fill(is_new, 0))
     new = F.embedding((ids - first).clamp(0, len(rows) - 1), rows) * getattr(embedding, "embed_scale", 1.0)
@@ -179,7 +183,8 @@ def head_with_new_rows(head: nn.Module, owner: nn.Module, first: int, hidden: Te
     embedding).
     """
     known = type(head).forward(head, hidden)
-    new = F.linear(hidden, owner.new_rows.to(hidden.dtype))
+    rows: Any = owner.new_rows  # the parameter; torch types it as Tensor | Module
+    new = F.linear(hidden, rows.to(hidden.dtype))
     return torch.cat((known[..., :first], new, known[..., first + new.shape[-1] :]), dim=-1)
 
 

@@ -38,6 +38,7 @@ from flamingo_lite.models.language import (
     has_plain_head,
     refuse_packing,
 )
+from flamingo_lite.models.parts import keep_weights
 from flamingo_lite.models.policy import apply_policy
 from flamingo_lite.models.vision import VisionEncoder, VisionTower
 from flamingo_lite.nn.cache import MediaCache
@@ -63,7 +64,7 @@ class VisionLanguageModel(PreTrainedModel, GenerationMixin):
     config_class = VisionLanguageConfig
     base_model_prefix = ""
     main_input_name = "input_ids"
-    input_modalities = ("image", "text")
+    input_modalities = ["image", "text"]
     supports_gradient_checkpointing = True
     _supports_sdpa = True
     _supports_flash_attn = True
@@ -82,8 +83,7 @@ class VisionLanguageModel(PreTrainedModel, GenerationMixin):
         super().__init__(config)
         self.vision = vision or VisionEncoder(VisionTower(**config.vision_tower))
         self.connector = build_connector(self.vision.width, ConnectorConfig(**config.connector))
-        for module in self.connector.modules():
-            module._is_hf_initialized = True
+        keep_weights(self.connector)
         self.language = language or AutoModelForCausalLM.from_config(config.language_config())
         # An outer config resets this to None, and masks made from it (static caches) would be dropped
         # silently.
@@ -105,7 +105,8 @@ class VisionLanguageModel(PreTrainedModel, GenerationMixin):
         """As transformers', but a directory that lacks weights is a FlamingoError, never a silent random
         start.
         """
-        model, info = super().from_pretrained(path, *args, output_loading_info=True, **kwargs)
+        loaded: Any = super().from_pretrained(path, *args, output_loading_info=True, **kwargs)
+        model, info = loaded  # a pair only with output_loading_info
         if info["missing_keys"] or info["mismatched_keys"]:
             missing = sorted(info["missing_keys"]) or [str(key) for key in info["mismatched_keys"]]
             raise FlamingoError(
@@ -155,7 +156,7 @@ class VisionLanguageModel(PreTrainedModel, GenerationMixin):
         with self.slot.holding(context):
             if labels is not None and self.training and self.has_plain_head:
                 hidden = self.language.base_model(**inputs).last_hidden_state
-                head = self.language.get_output_embeddings()
+                head: Any = self.language.get_output_embeddings()  # not None: it has a plain head
                 return CausalLMOutputWithPast(loss=next_token_loss(hidden, labels, head, num_items))
             if "logits_to_keep" in self.accepted:
                 inputs["logits_to_keep"] = logits_to_keep
@@ -242,8 +243,9 @@ class VisionLanguageModel(PreTrainedModel, GenerationMixin):
     # ---- generation
     # -------------------------------------------------------------------------------------------
 
+    # Narrower than transformers': everything but the prompt is given by name.
     @torch.no_grad()
-    def generate(self, inputs: Tensor | None = None, **kwargs: Any) -> Any:
+    def generate(self, inputs: Tensor | None = None, **kwargs: Any) -> Any:  # pyrefly: ignore[bad-override]
         """transformers' `generate` with the fields of a `Batch` (labels and position ids are not needed).
 
         Images are encoded and projected once, shared by beams and samples; `<image>` is never generated; a
@@ -270,18 +272,25 @@ class VisionLanguageModel(PreTrainedModel, GenerationMixin):
         if self.fusion.sees == "all_previous" and kwargs.get("media_first") is None:
             kwargs["media_first"] = first_images(media_index).contiguous()
         suppressed = set(kwargs.pop("suppress_tokens", None) or ()) | {self.config.image_token_id}
-        return super().generate(
+        # transformers' protocol of its host names attributes that only some models have (encoder).
+        return super().generate(  # pyrefly: ignore[bad-argument-type]
             input_ids, media=media, media_index=media_index, suppress_tokens=sorted(suppressed), **kwargs
         )
 
-    def prepare_inputs_for_generation(
+    # transformers passes all but the ids by name, and its second parameter is younger than our oldest release.
+    def prepare_inputs_for_generation(  # pyrefly: ignore[bad-override]
         self, input_ids: Tensor, past_key_values: Any = None, **kwargs: Any
     ) -> dict[str, Any]:
         """Media indices grow by repeating each row's last one, and are cut by what the cache has already
         seen.
         """
         indices = {name: kwargs.pop(name, None) for name in ("media_index", "media_first")}
-        inputs = super().prepare_inputs_for_generation(input_ids, past_key_values=past_key_values, **kwargs)
+        # The same protocol, and ids typed as LongTensor.
+        inputs: dict[str, Any] = super().prepare_inputs_for_generation(  # pyrefly: ignore[bad-argument-type]
+            input_ids,  # pyrefly: ignore[bad-argument-type]
+            past_key_values=past_key_values,
+            **kwargs,
+        )
         seen = 0 if past_key_values is None else int(past_key_values.get_seq_length())
         length = inputs["input_ids"].shape[1]
         for name, index in indices.items():
@@ -326,7 +335,7 @@ class VisionLanguageModel(PreTrainedModel, GenerationMixin):
     def gate_values(self) -> dict[int, tuple[float, float]]:
         """tanh of the two gates (attention, feed-forward) of each block, by decoder layer."""
         return {
-            i: (float(block.attention_gate.tanh()), float(block.feed_forward_gate.tanh()))
+            i: (block.attention_gate.tanh().item(), block.feed_forward_gate.tanh().item())
             for i, block in self.blocks.items()
         }
 

@@ -7,9 +7,14 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Literal
 
+from torch import nn
+
 from flamingo_lite.errors import FlamingoError
 
 BACKBONES = Path(__file__).parent.parent / "backbones"
+
+INITIALISED = "_is_hf_initialized"
+"""transformers' own mark on a module whose weights it must not draw."""
 
 
 def backbone_directory(name: str, kind: Literal["clip", "language"]) -> Path | None:
@@ -25,3 +30,9 @@ def backbone_directory(name: str, kind: Literal["clip", "language"]) -> Path | N
             f"no directory {directory} for the {kind} backbone {name!r}; check the path or reinstall"
         )
     return None
+
+
+def keep_weights(module: nn.Module) -> None:
+    """Mark `module` and all in it, so that transformers' `post_init` does not draw their weights anew."""
+    for part in module.modules():
+        setattr(part, INITIALISED, True)

@@ -9,7 +9,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from safetensors import SafetensorError
@@ -17,7 +17,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from flamingo_lite.errors import FlamingoError
-from flamingo_lite.models.parts import backbone_directory
+from flamingo_lite.models.parts import backbone_directory, keep_weights
 from flamingo_lite.names import check_choice
 
 
@@ -60,16 +60,17 @@ class VisionEncoder(nn.Module):
         # The one place where open_clip builds a tower without its text half; the public classes build both.
         from open_clip.model import CLIPVisionCfg, _build_vision_tower
 
-        config = CLIPVisionCfg(**{**tower.vision_cfg, "timm_model_pretrained": False})
-        self.tower = _build_vision_tower(tower.embed_dim, config, tower.quick_gelu)
+        options: dict[str, Any] = {**tower.vision_cfg, "timm_model_pretrained": False}
+        config = CLIPVisionCfg(**options)
+        # Any: open_clip's towers share these methods, but no base class that declares them.
+        self.tower: Any = _build_vision_tower(tower.embed_dim, config, tower.quick_gelu)
         # Nothing after the block that is read: what has no effect must not wait for a gradient.
         self.tower.prune_intermediate_layers([tower.layer], prune_norm=True, prune_head=True)
         size = self.tower.image_size
         self.image_size: tuple[int, int] = (size, size) if isinstance(size, int) else tuple(size)
         self.patches, self.width = self._measure()
-        for module in self.modules():
-            # transformers' post_init would draw these weights anew: they are open_clip's to initialise.
-            module._is_hf_initialized = True
+        # transformers' post_init would draw these weights anew: they are open_clip's to initialise.
+        keep_weights(self)
 
     def forward(self, pixel_values: Tensor) -> Tensor:
         """(m c h w) -> (m p d). Raises FlamingoError when the images have another size than the encoder
@@ -162,18 +163,24 @@ def _from_open_clip(config: VisionConfig) -> tuple[VisionTower, VisionEncoder]:
             f"vision.pretrained is not given for {config.name}; choose a tag ({tags}), a file, or false for "
             "random weights"
         )
+    known: Any = open_clip.get_model_config(config.name)  # not None: the name was checked
+    if config.pretrained is False:
+        preprocess = {"size": known["vision_cfg"].get("image_size", 224)}
+        quick_gelu = bool(known.get("quick_gelu", False))
+        tower = VisionTower(known["embed_dim"], known["vision_cfg"], quick_gelu, preprocess, config.layer)
+        return tower, VisionEncoder(tower)
     try:
-        model = open_clip.create_model(config.name, pretrained=config.pretrained or None)
+        model = open_clip.create_model(config.name, pretrained=config.pretrained)
     except (OSError, RuntimeError, ValueError) as error:
         raise FlamingoError(
             f"cannot load vision encoder {config.name} ({config.pretrained}): {error}"
         ) from error
-    known = open_clip.get_model_config(config.name)
-    has_quick_gelu = any(isinstance(module, QuickGELU) for module in model.visual.modules())
+    visual = cast(nn.Module, model.visual)
+    has_quick_gelu = any(isinstance(module, QuickGELU) for module in visual.modules())
     preprocess = dict(open_clip.get_model_preprocess_cfg(model))
     tower = VisionTower(known["embed_dim"], known["vision_cfg"], has_quick_gelu, preprocess, config.layer)
     encoder = VisionEncoder(tower)
-    _load(encoder, model.visual.state_dict(), f"{config.name} ({config.pretrained})")
+    _load(encoder, visual.state_dict(), f"{config.name} ({config.pretrained})")
     return tower, encoder
 
 
