@@ -141,8 +141,10 @@ class _OpenShard:
         return Shard(self.name, size, sha256_of(self.path), samples, self.images, tuple(self.offsets))
 
     def abandon(self) -> None:
-        with suppress(OSError):  # a full disk refuses the last buffers once more
-            self._file.close()
+        # A full disk refuses the last buffers once more. An archive left open would try again when collected.
+        for close in (self._writer.close, self._file.close):
+            with suppress(OSError):
+                close()
         self.path.unlink(missing_ok=True)
 
 
