@@ -141,7 +141,7 @@ def _check_name(override: Override) -> None:
     while inside and inside not in keys:
         inside = inside.rpartition(".")[0]
     siblings = [known for known in keys if known.rpartition(".")[0] == inside]
-    raise unknown("option", key, siblings if nearest(key, siblings) else keys)
+    raise unknown("option", key, siblings if inside and nearest(key, siblings) else keys)
 
 
 @functools.cache

@@ -16,6 +16,7 @@ from flamingo_lite.errors import FlamingoError
 
 def fails(words: list[str], capsys: pytest.CaptureFixture[str]) -> str:
     """The one line that a failing command prints."""
+    capsys.readouterr()
     assert cli.main(words) == 2
     captured = capsys.readouterr()
     assert captured.err.count("\n") == 1 and "Traceback" not in captured.err

@@ -36,7 +36,8 @@ def run(arguments: argparse.Namespace) -> None:
             config.output = str(Path(config.checkpoint).parent)
         results = evaluate_model(config, console)
         console.print(accuracy_table(results))
-        console.print(f"all figures: [bold]{config.output}/results.json[/bold]", highlight=False)
+        figures = Path(config.output) / "results.json"
+        console.print(f"all figures: [bold]{figures}[/bold]", highlight=False, soft_wrap=True)
 
 
 def is_output_chosen(arguments: argparse.Namespace) -> bool:
@@ -95,11 +96,12 @@ def weights_sha256(directory: Path) -> str:
 
 def accuracy_table(results: "Mapping[str, Any]") -> "Table":
     """Exact match: a row per split, style and condition, a column per number of shots."""
+    from rich import box
     from rich.table import Table
 
     cells = results["cells"]
     shots = sorted({cell["shots"] for cell in cells})
-    table = Table(title="Exact match over shots")
+    table = Table(title="Exact match over shots", box=box.SIMPLE_HEAD)
     for name in ("condition", "split", "style"):
         table.add_column(name)
     for count in shots:

@@ -5,6 +5,7 @@ interrupted continues; --fresh starts over."""
 
 import argparse
 import dataclasses
+import shlex
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -136,16 +137,16 @@ def conclude(config: "Config", console: "Console", seconds: float) -> None:
     from flamingo_lite.evaluation.results import load_results
 
     output = Path(config.output)
+    model = output / "flamingo"
     console.print(accuracy_table(load_results(output)))
     console.print(f"[bold]All in {duration(seconds)}.[/bold] Where to look next:", highlight=False)
-    console.print(
-        f"  the report:       {(output / 'report.html').absolute()}", highlight=False, soft_wrap=True
-    )
-    console.print(
-        f"  evaluate again:   flamingo-lite eval checkpoint={output / 'flamingo'} output=outputs/eval"
-    )
-    console.print(f"  load the model:   fl.load({str(output / 'flamingo')!r})", highlight=False)
-    console.print(f"  read the code in this order: {READING_ORDER}", highlight=False, soft_wrap=True)
+    for what, where in (
+        ("the report", (output / "report.html").absolute()),
+        ("evaluate again", f"flamingo-lite eval {shlex.quote(f'checkpoint={model}')} output=outputs/eval"),
+        ("load the model", f"fl.load({str(model)!r})"),
+        ("read the code", READING_ORDER),
+    ):
+        console.print(f"  {what + ':':<16}{where}", highlight=False, markup=False, soft_wrap=True)
 
 
 def _make(config: "Config", console: "Console") -> None:

@@ -27,4 +27,4 @@ def run(arguments: argparse.Namespace) -> None:
     console = Console()
     for config in chosen:
         directory = run_stage(config, console)
-        console.print(f"the model is in [bold]{directory}[/bold]", highlight=False)
+        console.print(f"the model is in [bold]{directory}[/bold]", highlight=False, soft_wrap=True)

@@ -64,7 +64,7 @@ def test_an_offline_run_holds_losses_gates_samples_plots_and_the_configuration(
     losses = [float(json.loads(row["loss"])) for row in history if "loss" in row]
     assert len(losses) == 3 and all(loss > 0 for loss in losses)
     assert any("gate/0/attention" in row and "samples_per_second" in row for row in history)
-    assert any("samples" in row for row in history) and any("plots/curve" in row for row in history)
+    assert any("samples/path" in row for row in history) and any("plots/curve/path" in row for row in history)
     settings = {u.key: u.value_json for r in found if r.HasField("run") for u in r.run.config.update}
     assert json.loads(settings["stage"])["steps"] == 3
     assert len({r.run.run_id for r in found if r.HasField("run")}) == 1
