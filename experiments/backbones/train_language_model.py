@@ -30,11 +30,11 @@ Row = tuple[torch.Tensor, torch.Tensor]
 class Rows(IterableDataset[Row]):
     """Batches of `tokens` tokens: seven of short rows, then one of rows as long as the context."""
 
-    def __init__(self, tokenizer: PreTrainedTokenizerFast, seed: int, steps: int, tokens: int) -> None:
+    def __init__(self, tokenizer: PreTrainedTokenizerFast, seed: int, steps: range, tokens: int) -> None:
         self.tokenizer, self.seed, self.steps, self.tokens = tokenizer, seed, steps, tokens
 
     def __iter__(self) -> Iterator[Row]:
-        for step in range(self.steps):
+        for step in self.steps:
             generator = random.Random(f"{self.seed} {step}")
             length = CONTEXT if step % 8 == 7 else 256
             rows = [self.row(generator, length) for _ in range(self.tokens // length)]
@@ -58,11 +58,11 @@ class Rows(IterableDataset[Row]):
         return ids[:length], weights[:length]
 
 
-def schedule(step: int, steps: int, warmup: int = 150) -> float:
-    """Linear warmup, then a cosine to 2%."""
-    if step < warmup:
-        return (step + 1) / warmup
-    return 0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, steps - warmup)))
+def schedule(step: int, steps: int, horizon: int, anneal: int, warmup: int = 150) -> float:
+    """Linear warmup, a cosine that would reach 2% at `horizon`, and over the last `anneal` steps a line down to 0."""
+    warm = min(1.0, (step + 1) / warmup)
+    cosine = 0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * max(0, step - warmup) / max(1, horizon - warmup)))
+    return warm * cosine * min(1.0, (steps - step) / max(1, anneal))
 
 
 @torch.no_grad()
@@ -90,7 +90,12 @@ def main() -> None:
     parser.add_argument(
         "--output", type=pathlib.Path, required=True, help="a folder that holds the tokenizer"
     )
-    parser.add_argument("--steps", type=int, default=2000)
+    parser.add_argument("--steps", type=int, default=1400)
+    parser.add_argument("--horizon", type=int, default=1600, help="of the cosine")
+    parser.add_argument("--anneal", type=int, default=150, help="steps of the last descent")
+    parser.add_argument(
+        "--first", type=int, default=0, help="continue the weights in --output from this step on"
+    )
     parser.add_argument("--tokens", type=int, default=8192, help="per step")
     parser.add_argument("--rate", type=float, default=2.5e-3)
     parser.add_argument("--seed", type=int, default=0)
@@ -114,7 +119,10 @@ def main() -> None:
         eos_token_id=tokenizer.eos_token_id,
         pad_token_id=tokenizer.pad_token_id,
     )
-    model = LlamaForCausalLM(config).to(device)
+    model = LlamaForCausalLM(config)
+    if arguments.first:
+        model = LlamaForCausalLM.from_pretrained(arguments.output, dtype=torch.float32)
+    model = model.to(device).train()
     matrices = [p for p in model.parameters() if p.ndim > 1]
     others = [p for p in model.parameters() if p.ndim <= 1]
     optimizer = torch.optim.AdamW(
@@ -123,13 +131,15 @@ def main() -> None:
         betas=(0.9, 0.98),
         fused=True,
     )
-    rows = Rows(tokenizer, arguments.seed, arguments.steps, arguments.tokens)
+    steps = range(arguments.first, arguments.steps)
+    rows = Rows(tokenizer, arguments.seed, steps, arguments.tokens)
+    loader = DataLoader(rows, batch_size=None, num_workers=1, prefetch_factor=8)
     started = time.time()
-    for step, (ids, weights) in enumerate(
-        DataLoader(rows, batch_size=None, num_workers=1, prefetch_factor=8)
-    ):
+    for step, (ids, weights) in zip(steps, loader, strict=True):
         for group in optimizer.param_groups:
-            group["lr"] = arguments.rate * schedule(step, arguments.steps)
+            group["lr"] = arguments.rate * schedule(
+                step, arguments.steps, arguments.horizon, arguments.anneal
+            )
         ids, weights = ids.to(device), weights[:, 1:].to(device)
         with torch.autocast(device, torch.bfloat16):
             logits = model(ids, use_cache=False).logits
