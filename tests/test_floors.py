@@ -58,7 +58,9 @@ def test_imports_go_downward_only(path):
 
 def test_the_walk_sees_an_arrow_that_goes_up(tmp_path):
     module = tmp_path / "module.py"
-    module.write_text("def f():\n    from flamingo_lite.training import stages\n    import flamingo_lite.cli\n")
+    module.write_text(
+        "def f():\n    from flamingo_lite.training import stages\n    import flamingo_lite.cli\n"
+    )
     assert _imported(module) == {"training", "cli"}
 
 

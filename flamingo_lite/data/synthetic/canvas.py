@@ -10,7 +10,7 @@ import functools
 import io
 import pathlib
 import random
-from typing import Literal
+from typing import Any, Literal
 
 import matplotlib
 import numpy as np
@@ -56,7 +56,7 @@ def _scans() -> dict[bool, list[list[np.ndarray]]]:
     """scikit-learn's 1,797 handwritten digits (8 x 8, 0 to 16), keyed by held-out, then by digit."""
     from sklearn.datasets import load_digits  # takes a second: only when a scan is drawn
 
-    digits = load_digits()
+    digits: Any = load_digits()  # a Bunch; typed as if it might be a pair of arrays
     scans: dict[bool, list[list[np.ndarray]]] = {
         False: [[] for _ in range(10)],
         True: [[] for _ in range(10)],

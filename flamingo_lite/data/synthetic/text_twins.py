@@ -14,6 +14,7 @@ from flamingo_lite.data.synthetic.operators import (
     RULES,
     TRAINED_RULES,
     Pair,
+    Style,
     apart,
     draw_operands,
     together,
@@ -35,7 +36,7 @@ def _bare(picture: Picture, generator: random.Random) -> Text:
 def operators(generator: random.Random, examples: int) -> Document:
     """An episode of up to `examples` examples over all pairs and rules; the later half has uniform operands."""
     rule = generator.choice(TRAINED_RULES if generator.random() < 0.7 else tuple(RULES))
-    style = generator.choice(("direct", "direct", "spelled"))
+    style: Style = generator.choice(("direct", "direct", "spelled"))
     render = together if generator.random() < 0.8 else apart
     painter: Painter = (
         _bare if style == "direct" and render is together and generator.random() < 0.1 else in_words
