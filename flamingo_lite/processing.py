@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal, Self, TypeVar
+from typing import Any, Literal, Self, TypeVar, cast
 
 import numpy as np
 import PIL.Image
@@ -101,7 +101,7 @@ class VisionLanguageProcessor(ProcessorMixin):
         self.image_transform = _component(ImageTransform, image_transform)
         self.template = _component(Template, template)
         self.image_token = IMAGE_TOKEN
-        self.image_token_id: int = tokenizer.convert_tokens_to_ids(IMAGE_TOKEN)
+        self.image_token_id = cast(int, tokenizer.convert_tokens_to_ids(IMAGE_TOKEN))  # one token, one id
 
     def __call__(
         self,
@@ -205,8 +205,11 @@ class VisionLanguageProcessor(ProcessorMixin):
             "template": asdict(self.template),
         }
 
+    # Narrower than transformers': everything but the directory is given by name.
     @classmethod
-    def from_pretrained(cls, directory: str | Path, **options: Any) -> Self:
+    def from_pretrained(  # pyrefly: ignore[bad-override]
+        cls, directory: str | Path, **options: Any
+    ) -> Self:
         """A processor that `save_pretrained` wrote. Code in the directory is never run.
 
         Errors: `FlamingoError` naming the directory when files are missing or damaged.

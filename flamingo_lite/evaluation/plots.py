@@ -13,6 +13,7 @@ import matplotlib as mpl
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.layout_engine import ConstrainedLayoutEngine
 
 from flamingo_lite.evaluation.conditions import CONDITIONS
 from flamingo_lite.evaluation.curves import Series, gates
@@ -74,8 +75,10 @@ def accuracy_over_shots(
     cells = _of(results, task, model, condition="standard")
     splits, shots = distinct(cells, "split"), sorted(distinct(cells, "shots"))
     with mpl.rc_context(LOOK):
-        figure = Figure(figsize=(max(4.2, 2.95 * len(splits) + 0.5), 3.6), layout="constrained")
-        figure.get_layout_engine().set(w_pad=0.1, h_pad=0.06)
+        figure = Figure(
+            figsize=(max(4.2, 2.95 * len(splits) + 0.5), 3.6),
+            layout=ConstrainedLayoutEngine(w_pad=0.1, h_pad=0.06),
+        )
         panels = figure.subplots(1, max(1, len(splits)), sharey=True, squeeze=False)[0]
         for panel, split in zip(panels, splits, strict=False):
             panel.set_title(spoken(split))
@@ -188,8 +191,7 @@ def training_curves(curves: Mapping[str, Series], path: Path | None = None) -> F
     with mpl.rc_context(LOOK):
         if not present:
             return save(_empty("no training was logged"), path)
-        figure = Figure(figsize=(11.4, 3.1), layout="constrained")
-        figure.get_layout_engine().set(w_pad=0.12)
+        figure = Figure(figsize=(11.4, 3.1), layout=ConstrainedLayoutEngine(w_pad=0.12))
         widths = [2 if name == "loss" else 1 for name in present]
         panels = figure.subplots(1, len(present), squeeze=False, width_ratios=widths)[0]
         for panel, name in zip(panels, present, strict=True):
@@ -228,8 +230,7 @@ def gate_curves(curves: Mapping[str, Series], path: Path | None = None) -> Figur
     with mpl.rc_context(LOOK):
         if not any(found.values()):
             return save(_empty("no gates were logged"), path)
-        figure = Figure(figsize=(11.4, 3.3), layout="constrained")
-        figure.get_layout_engine().set(w_pad=0.12)
+        figure = Figure(figsize=(11.4, 3.3), layout=ConstrainedLayoutEngine(w_pad=0.12))
         panels = figure.subplots(1, 2, sharey=True)
         for panel, (branch, layers) in zip(panels, found.items(), strict=True):
             panel.set_title(branches[branch], pad=8)

@@ -9,7 +9,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import jinja2
 from matplotlib.figure import Figure
@@ -170,7 +170,8 @@ def _environment() -> jinja2.Environment:
     )
     environment.filters["percent"] = percent
     environment.filters["words"] = lambda name: spoken(str(name))
-    environment.globals.update(interval=interval, describe_split=describe_split)
+    names = cast(dict[str, Any], environment.globals)  # typed as what jinja puts there
+    names.update(interval=interval, describe_split=describe_split)
     return environment
 
 

@@ -277,7 +277,7 @@ class VisionLanguageModel(PreTrainedModel, GenerationMixin):
             input_ids, media=media, media_index=media_index, suppress_tokens=sorted(suppressed), **kwargs
         )
 
-    # transformers passes all but the ids by name, and its second parameter is younger than our oldest release.
+    # Narrower than transformers', which passes all but the ids by name.
     def prepare_inputs_for_generation(  # pyrefly: ignore[bad-override]
         self, input_ids: Tensor, past_key_values: Any = None, **kwargs: Any
     ) -> dict[str, Any]:

@@ -63,7 +63,7 @@ class VisionEncoder(nn.Module):
         options: dict[str, Any] = {**tower.vision_cfg, "timm_model_pretrained": False}
         config = CLIPVisionCfg(**options)
         # Any: open_clip's towers share these methods, but no base class that declares them.
-        self.tower: Any = _build_vision_tower(tower.embed_dim, config, tower.quick_gelu)
+        self.tower = cast(Any, _build_vision_tower(tower.embed_dim, config, tower.quick_gelu))
         # Nothing after the block that is read: what has no effect must not wait for a gradient.
         self.tower.prune_intermediate_layers([tower.layer], prune_norm=True, prune_head=True)
         size = self.tower.image_size

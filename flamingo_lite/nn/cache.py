@@ -7,6 +7,7 @@ It is not a tensor, so `generate` neither repeats it for beams nor slices it: ro
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import cast
 
 import torch
 from torch import Tensor
@@ -29,12 +30,13 @@ class MediaCache:
         self._projected: dict[int, KeysValues] = {}
 
     def __len__(self) -> int:
-        return len(self._media if self._media is not None else self._pixel_values)
+        # Exactly one of the two is there (see __init__).
+        return len(self._media if self._media is not None else cast(Tensor, self._pixel_values))
 
     def tokens(self, encode: Callable[[Tensor], Tensor]) -> Tensor:
         """The media tokens (m n d); `encode` turns the pixels into them at the first call."""
         if self._media is None:
-            self._media = encode(self._pixel_values)
+            self._media = encode(cast(Tensor, self._pixel_values))
             self._pixel_values = None
         return self._media
 

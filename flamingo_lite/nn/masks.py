@@ -47,6 +47,7 @@ def media_layout(media_index: Tensor, images: int) -> MediaLayout:
     The group length c is the longest run, but at most twice the mean one: with even runs every image is one
     group, with one very long run (the query's answer, say) the padding stays below two slots per position.
     """
+    b, t = media_index.shape
     flat = media_index.flatten()
     attending = (flat >= 0).nonzero().squeeze(1)
     image_of, order = flat[attending].sort(stable=True)
@@ -55,7 +56,7 @@ def media_layout(media_index: Tensor, images: int) -> MediaLayout:
     total, device = len(attending), flat.device
     if total == 0:
         nothing = attending.new_zeros(0)
-        return MediaLayout(tuple(media_index.shape), attending, nothing, nothing.view(0, 1), image, False)
+        return MediaLayout((b, t), attending, nothing, nothing.view(0, 1), image, False)
     longest = min(int(count.max()), 2 * -(-total // len(image)))
     groups = (count + longest - 1) // longest
     rank = torch.arange(total, device=device) - (count.cumsum(0) - count).repeat_interleave(count)
@@ -64,9 +65,7 @@ def media_layout(media_index: Tensor, images: int) -> MediaLayout:
     group_image = image.repeat_interleave(groups)
     positions = slots.new_zeros(len(group_image) * longest).scatter(0, slots, attending)
     covers = len(group_image) == images and bool((group_image == torch.arange(images, device=device)).all())
-    return MediaLayout(
-        tuple(media_index.shape), attending, slots, positions.view(-1, longest), group_image, covers
-    )
+    return MediaLayout((b, t), attending, slots, positions.view(-1, longest), group_image, covers)
 
 
 def check_media_index(media_index: Tensor, images: int, exact: bool) -> None:
