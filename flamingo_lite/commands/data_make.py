@@ -30,7 +30,9 @@ def run(arguments: argparse.Namespace) -> None:
     for config in configs(arguments):
         console = Console()
         directory = make_shards(config.data, console, arguments.overwrite)
-        console.print(f"{config.data.samples:,} documents in [bold]{directory}[/bold]", highlight=False)
+        console.print(
+            f"{config.data.samples:,} documents in [bold]{directory}[/bold]", highlight=False, soft_wrap=True
+        )
 
 
 def make_shards(config: "DataConfig", console: "Console", overwrite: bool = False) -> "Path":

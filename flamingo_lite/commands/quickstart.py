@@ -78,9 +78,13 @@ def quickstart(config: "Config", console: "Console", fresh: bool = False) -> Non
         stamp = output / STAMPS / step.name
         head = f"[bold]\\[{number}/{len(STEPS)}] {step.says}[/bold]"
         if is_done(output, step, done_with):
-            console.print(f"{head}: [green]already there[/green] in {output / step.product}", highlight=False)
+            console.print(
+                f"{head}: [green]already there[/green] in {output / step.product}",
+                highlight=False,
+                soft_wrap=True,
+            )
             continue
-        console.print(f"{head} -> {output / step.product}", highlight=False)
+        console.print(f"{head} -> {output / step.product}", highlight=False, soft_wrap=True)
         begun = time.perf_counter()
         prepare(output, step, done_with)
         step.run(config, console)
