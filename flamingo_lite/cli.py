@@ -66,7 +66,7 @@ def main(words: Sequence[str] | None = None) -> int:
         # The reader of our output has left (| head): nothing is left to say, and nobody to say it to.
         sys.stderr.close()
         return 0
-    except (FlamingoError, OSError, RuntimeError) as error:
+    except Exception as error:  # a full disk is a bare Exception when tokenizers meets it
         line = explain(error)
         if debug or line is None:
             raise

@@ -88,6 +88,7 @@ def test_an_interrupt_is_exit_code_130(
     [
         OSError(errno.ENOSPC, "No space left on device", "outputs/x/metrics.csv"),
         RuntimeError("Error while serializing: No space left on device (os error 28)"),
+        Exception("No space left on device (os error 28)"),
     ],
 )
 def test_a_full_disk_is_one_line(

@@ -184,7 +184,9 @@ def main() -> None:
     parser.add_argument("--tokenizer", type=pathlib.Path, required=True)
     parser.add_argument("--output", type=pathlib.Path, required=True)
     parser.add_argument("--steps", type=int, default=1500)
-    parser.add_argument("--first", type=int, default=0, help="continue the weights in --output, from this step on")
+    parser.add_argument(
+        "--first", type=int, default=0, help="continue the weights in --output, from this step on"
+    )
     parser.add_argument("--batch", type=int, default=256)
     parser.add_argument("--rate", type=float, default=2e-3)
     parser.add_argument("--seed", type=int, default=0)

@@ -43,7 +43,9 @@ def media_indices(draw: st.DrawFn) -> Tensor:
 
 @settings(max_examples=60, deadline=None)
 @given(media_indices(), st.booleans(), st.integers(0, 2**31))
-def test_attention_equals_the_definition_in_values_and_gradients(index: Tensor, previous: bool, seed: int) -> None:
+def test_attention_equals_the_definition_in_values_and_gradients(
+    index: Tensor, previous: bool, seed: int
+) -> None:
     torch.manual_seed(seed)
     m = int(index.max()) + 1
     query = torch.randn(*index.shape, 2, 4, dtype=torch.float64, requires_grad=True)

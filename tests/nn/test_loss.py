@@ -22,7 +22,9 @@ def test_chunks_change_neither_loss_nor_gradients(chunk: int, num_items: int | N
     expected = expected / (num_items or (labels[:, 1:] != -100).sum())
     torch.testing.assert_close(loss, expected)
     inputs = (hidden, *head.parameters())
-    for ours, wanted in zip(torch.autograd.grad(loss, inputs), torch.autograd.grad(expected, inputs), strict=True):
+    for ours, wanted in zip(
+        torch.autograd.grad(loss, inputs), torch.autograd.grad(expected, inputs), strict=True
+    ):
         torch.testing.assert_close(ours, wanted)
 
 

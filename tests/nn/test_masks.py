@@ -60,7 +60,9 @@ def test_first_images_are_per_row_and_absent_in_a_row_without_images() -> None:
         ([[0, 0]], 0, True, False),
     ],
 )
-def test_media_index_must_fit_the_images(index: list[list[int]], images: int, exact: bool, fits: bool) -> None:
+def test_media_index_must_fit_the_images(
+    index: list[list[int]], images: int, exact: bool, fits: bool
+) -> None:
     if fits:
         check_media_index(torch.tensor(index), images, exact)
         return

@@ -54,7 +54,9 @@ def their_name(name: str, keys: dict[str, str]) -> str:
     return name
 
 
-def copy_and_pair(ours: nn.Module, theirs: nn.Module, keys: dict[str, str]) -> list[tuple[str, Tensor, Tensor]]:
+def copy_and_pair(
+    ours: nn.Module, theirs: nn.Module, keys: dict[str, str]
+) -> list[tuple[str, Tensor, Tensor]]:
     """Copy their weights into ours (all of them, none left over) and pair the parameters."""
     their_parameters = dict(theirs.named_parameters())
     pairs = [(name, p, their_parameters.pop(their_name(name, keys))) for name, p in ours.named_parameters()]
@@ -75,7 +77,9 @@ def randomise(module: nn.Module) -> None:
 def assert_equal_gradients(pairs: list[tuple[str, Tensor, Tensor]]) -> None:
     for name, p, q in pairs:
         assert p.grad is not None and q.grad is not None, name
-        torch.testing.assert_close(p.grad, q.grad, atol=TOLERANCE, rtol=TOLERANCE, msg=lambda m, n=name: f"{n}: {m}")
+        torch.testing.assert_close(
+            p.grad, q.grad, atol=TOLERANCE, rtol=TOLERANCE, msg=lambda m, n=name: f"{n}: {m}"
+        )
 
 
 @settings(max_examples=15, deadline=None)
@@ -92,7 +96,9 @@ def test_resampler_equals_open_flamingo(
 ) -> None:
     torch.manual_seed(seed)
     helpers = open_flamingo_helpers()
-    theirs = helpers.PerceiverResampler(dim=12, depth=depth, dim_head=4, heads=heads, num_latents=latents, ff_mult=2)
+    theirs = helpers.PerceiverResampler(
+        dim=12, depth=depth, dim_head=4, heads=heads, num_latents=latents, ff_mult=2
+    )
     randomise(theirs)
     ours = PerceiverResampler(12, ResamplerConfig(depth, latents, heads, dim_head=4, ff_mult=2))
     pairs = copy_and_pair(ours, theirs, RESAMPLER_KEYS)
