@@ -17,7 +17,19 @@ from tests.training.conftest import Recipe
 
 
 def records(directory: Path) -> list[Any]:
-    """All records of a run's offline files, oldest file first, parsed by W&B's own reader."""
+    """All records of a run's offline files, oldest file first, once W&B's process has written the end of each."""
+    deadline = time.monotonic() + 60
+    while True:
+        found = parse(directory)
+        files = len(list((directory / "wandb").glob("offline-run-*/run-*.wandb")))
+        if sum(record.HasField("exit") for record in found) == files:
+            return found
+        assert time.monotonic() < deadline, "W&B has not finished writing the run"
+        time.sleep(0.2)
+
+
+def parse(directory: Path) -> list[Any]:
+    """What is in the files by now, parsed by W&B's own protocol."""
     from wandb.proto import wandb_internal_pb2
 
     found = []
@@ -44,6 +56,8 @@ def chunks(data: bytes) -> list[bytes]:
         length, kind = int.from_bytes(data[at + 4 : at + 6], "little"), data[at + 6]
         open_parts += data[at + 7 : at + 7 + length]
         at += 7 + length
+        if at > len(data):  # still being written
+            break
         if kind in (1, 4):  # a full record, or the last part of one
             whole.append(open_parts)
             open_parts = b""
