@@ -29,6 +29,7 @@ def report_run(directory: "Path") -> "Path":
     from flamingo_lite.training.tracking import continue_run
 
     path = write_report(directory)
-    with continue_run(directory) as tracker:
-        tracker.log_plots(sorted((directory / PLOTS).glob("*.png")))
+    tracker, step = continue_run(directory)
+    with tracker:
+        tracker.log_plots(sorted((directory / PLOTS).glob("*.png")), step)
     return path

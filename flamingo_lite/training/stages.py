@@ -82,7 +82,8 @@ def run_stage(config: TrainingConfig, console: Console | None = None) -> Path:
         checkpoints.save(model, processor, output / MODEL)
         documents = read_shards(config.data.directory)
         nn.Module.to(model, torch_device(config.trainer.accelerator))
-        tracker.log_samples(draw_samples(model, processor, documents, config.stage.samples))
+        samples = draw_samples(model, processor, documents, config.stage.samples)
+        tracker.log_samples(samples, config.stage.steps + 1)
         figures = {"steps": config.stage.steps, "seconds": time.perf_counter() - started}
         figures |= {"loss": rows[-1]["loss"]} if rows else {}
         tracker.summarize(figures)

@@ -51,10 +51,8 @@ class Tracker:
         config: WandbConfig,
         directory: Path,
         settings: Mapping[str, Any] | None = None,
-        first_step: int | None = None,
     ) -> None:
         self._run: Any = None
-        self._step = first_step
         if config.mode == "disabled":
             return
         import wandb
@@ -76,12 +74,9 @@ class Tracker:
 
     def log(self, row: Mapping[str, float]) -> None:
         """A row of figures at its `step`."""
-        if self._run is not None:
-            self._run.log(
-                {name: value for name, value in row.items() if name != "step"}, step=int(row["step"])
-            )
+        self._log({name: value for name, value in row.items() if name != "step"}, int(row["step"]))
 
-    def log_samples(self, samples: Iterable[Sample]) -> None:
+    def log_samples(self, samples: Iterable[Sample], step: int) -> None:
         """A table: prompt, its last image, what was generated, what was expected. All images beside it."""
         if self._run is None:
             return
@@ -95,15 +90,15 @@ class Tracker:
             is_correct = sample.generated.strip() == sample.target.strip()
             last = pictures[-1] if pictures else None
             table.add_data(sample.prompt, last, sample.generated, sample.target, is_correct)
-        self._run.log({"samples": table, "samples/images": gallery})
+        self._log({"samples": table, "samples/images": gallery}, step)
 
-    def log_plots(self, paths: Iterable[Path]) -> None:
+    def log_plots(self, paths: Iterable[Path], step: int) -> None:
         """The plots as images, each under the name of its file."""
         if self._run is None:
             return
         import wandb
 
-        self._run.log({f"plots/{path.stem}": wandb.Image(str(path)) for path in paths}, step=self._step)
+        self._log({f"plots/{path.stem}": wandb.Image(str(path)) for path in paths}, step)
 
     def summarize(self, values: Mapping[str, float | str]) -> None:
         """Figures of the run as a whole."""
@@ -115,6 +110,12 @@ class Tracker:
             self._run.finish(exit_code=int(failed))
             self._run = None
 
+    def _log(self, values: Mapping[str, Any], step: int) -> None:
+        if self._run is not None:
+            # Committed at once: what waits for the next step can be lost when the run ends first. What comes
+            # at a step that is past is dropped.
+            self._run.log(dict(values), step=step, commit=True)
+
     def __enter__(self) -> "Tracker":
         return self
 
@@ -122,15 +123,17 @@ class Tracker:
         self.close(failed=kind is not None)
 
 
-def continue_run(directory: Path) -> Tracker:
-    """The W&B run that a training in `directory` began; one that logs nothing where there was none."""
+def continue_run(directory: Path) -> tuple[Tracker, int]:
+    """The W&B run that a training in `directory` began, and its first free step.
+
+    Where there was none, a tracker that logs nothing.
+    """
     path = directory / "config.yaml"
     if not path.is_file() or not (directory / "wandb" / RUN_ID).is_file():
-        return Tracker(WandbConfig(mode="disabled"), directory)
+        return Tracker(WandbConfig(mode="disabled"), directory), 0
     settings = OmegaConf.load(path)
-    wandb_settings = OmegaConf.select(settings, "wandb") or {}
-    # W&B drops what comes at a step that is past.
-    return Tracker(WandbConfig(**wandb_settings), directory, first_step=int(settings.stage.steps) + 1)
+    # The samples stand at the step after the last of the training.
+    return Tracker(WandbConfig(**settings.wandb), directory), int(settings.stage.steps) + 2
 
 
 def forget_run(directory: Path) -> None:

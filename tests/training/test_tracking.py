@@ -72,8 +72,9 @@ def test_an_offline_run_holds_losses_gates_samples_plots_and_the_configuration(
     PIL.Image.new("RGB", (8, 8)).save(output / "curve.png")
     # W&B names the folder of an offline run by the second; a report in the same one would fall into it.
     time.sleep(1.1)
-    with continue_run(output) as tracker:
-        tracker.log_plots([output / "curve.png"])
+    tracker, step = continue_run(output)
+    with tracker:
+        tracker.log_plots([output / "curve.png"], step)
 
     found = records(output)
     history = [values(record) for record in found if record.HasField("history")]
