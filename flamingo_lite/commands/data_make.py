@@ -1,7 +1,7 @@
 """Draws documents of the synthetic families and writes them as interleaved WebDataset shards with a manifest.
 
 The same settings give the same bytes, whatever the number of worker processes. Settings: data.families
-(name: weight), data.samples, data.samples_per_shard, data.seed, data.workers, data.directory."""
+(name: weight), data.text_twins, data.samples, data.samples_per_shard, data.seed, data.workers, data.directory."""
 
 import argparse
 from typing import TYPE_CHECKING, Any
@@ -51,4 +51,9 @@ def make_shards(config: "DataConfig", console: "Console", overwrite: bool = Fals
 
 def recipe(config: "DataConfig") -> dict[str, Any]:
     """What decides the bytes of the shards, to be kept in their manifest."""
-    return {"families": dict(config.families), "samples": config.samples, "seed": config.seed}
+    return {
+        "families": dict(config.families),
+        "text_twins": config.text_twins,
+        "samples": config.samples,
+        "seed": config.seed,
+    }

@@ -23,11 +23,13 @@ CHUNK = 16
 class DataConfig:
     """Shards in `directory`: where they are read, and what `flamingo-lite data make` writes there.
 
-    `families` maps the name of a synthetic family to its weight. `workers`: processes; 0 = one per core.
+    `families` maps the name of a synthetic family to its weight. `text_twins`: the share of documents in which words
+    stand in place of every picture. `workers`: processes; 0 = one per core.
     """
 
     directory: str = "outputs/shards"
     families: dict[str, float] = field(default_factory=dict)
+    text_twins: float = 0.0
     samples: int = 1000
     samples_per_shard: int = 1000
     seed: int = 0
@@ -39,6 +41,8 @@ class DataConfig:
                 raise FlamingoError(f"data.{name} is {getattr(self, name)}; expected 1 or more")
         if self.workers < 0:
             raise FlamingoError(f"data.workers is {self.workers}; expected 0 (one per core) or more")
+        if not 0 <= self.text_twins <= 1:
+            raise FlamingoError(f"data.text_twins is {self.text_twins}; expected a share, 0 to 1")
         from flamingo_lite.data.synthetic.families import FAMILIES
 
         for name, weight in self.families.items():
@@ -51,7 +55,9 @@ def draw_documents(config: DataConfig) -> Iterator[tuple[str, Document]]:
     """Yields `config.samples` pairs (key, document), in order. Errors: `FlamingoError` without any weight."""
     if not any(config.families.values()):
         raise FlamingoError("data.families has no family with a weight above 0; expected at least one")
-    draw = partial(draw_document, seed=config.seed, families=dict(config.families))
+    draw = partial(
+        draw_document, seed=config.seed, families=dict(config.families), text_twins=config.text_twins
+    )
     workers = min(config.workers or available_cores(), -(-config.samples // CHUNK))
     if workers == 1:
         yield from map(draw, range(config.samples))
@@ -61,14 +67,18 @@ def draw_documents(config: DataConfig) -> Iterator[tuple[str, Document]]:
         yield from pool.imap(draw, range(config.samples), chunksize=CHUNK)
 
 
-def draw_document(index: int, seed: int, families: dict[str, float]) -> tuple[str, Document]:
+def draw_document(
+    index: int, seed: int, families: dict[str, float], text_twins: float = 0.0
+) -> tuple[str, Document]:
     """Document `index` of the mixture and its key, whatever was drawn before it."""
     from flamingo_lite.data.synthetic.families import FAMILIES
+    from flamingo_lite.data.synthetic.picture import in_words, paint
 
     names = sorted(families)
     weights = [families[name] for name in names]
     name = random.Random(f"{seed}/mixture/{index}").choices(names, weights)[0]
-    document = FAMILIES[name](random.Random(f"{seed}/{name}/{index}"))
+    painter = in_words if random.Random(f"{seed}/twin/{index}").random() < text_twins else paint
+    document = FAMILIES[name](random.Random(f"{seed}/{name}/{index}"), painter)
     return f"{index:08d}", Document(document, {**document.meta, "family": name})
 
 
