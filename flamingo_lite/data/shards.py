@@ -12,8 +12,6 @@ from collections.abc import Iterator
 from itertools import accumulate
 from pathlib import Path
 
-import torch
-from torch.utils.data import IterableDataset, get_worker_info
 from webdataset.tariterators import group_by_keys, tar_file_expander
 
 from flamingo_lite.data.manifest import Manifest, Shard, load_manifest
@@ -25,7 +23,6 @@ from flamingo_lite.errors import FlamingoError
 __all__ = [
     "Manifest",
     "Shard",
-    "ShardDataset",
     "ShardWriter",
     "Shards",
     "load_manifest",
@@ -90,55 +87,6 @@ def read_shards(
 ) -> Iterator[Document]:
     """The documents of `read_samples`. Errors: as `load_manifest` and `Shards`."""
     return (document for _, document in read_samples(directory, seed, epoch, rank, world_size))
-
-
-class ShardDataset(IterableDataset[Document]):
-    """One epoch of a directory's documents for a DataLoader; `set_epoch` chooses the next order.
-
-    Every sample comes exactly once over all ranks and workers. `batch_size` is the DataLoader's: workers then
-    take whole batches in turn, and the batches are the same whatever their number. `even`: leave out the last
-    samples of the order that do not divide among the ranks, so that every rank has as many.
-    Rank and world size default to those of torch.distributed, or 0 of 1.
-    """
-
-    def __init__(
-        self,
-        directory: str | Path | Manifest,
-        seed: int | None = None,
-        batch_size: int = 1,
-        rank: int | None = None,
-        world_size: int | None = None,
-        even: bool = False,
-    ) -> None:
-        self.shards = Shards(directory)
-        self.seed = seed
-        self.batch_size = batch_size
-        distributed = torch.distributed.is_available() and torch.distributed.is_initialized()
-        self.rank = rank if rank is not None else torch.distributed.get_rank() if distributed else 0
-        self.world_size = world_size or (torch.distributed.get_world_size() if distributed else 1)
-        self.even = even
-        # Shared memory, so that persistent workers, which hold copies of the dataset, see the change.
-        self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()
-
-    def set_epoch(self, epoch: int) -> None:
-        """The epoch whose order the next iteration follows."""
-        self._epoch.fill_(epoch)
-
-    def __len__(self) -> int:
-        """This rank's number of documents in an epoch."""
-        return len(range(self.rank, self._samples(), self.world_size))
-
-    def __iter__(self) -> Iterator[Document]:
-        order = sample_order(len(self.shards), self.seed, int(self._epoch))[: self._samples()]
-        mine = order[self.rank :: self.world_size]
-        worker = get_worker_info()
-        first, step = (worker.id, worker.num_workers) if worker is not None else (0, 1)
-        for start in range(first * self.batch_size, len(mine), step * self.batch_size):
-            for index in mine[start : start + self.batch_size]:
-                yield self.shards[index][1]
-
-    def _samples(self) -> int:
-        return len(self.shards) - (len(self.shards) % self.world_size if self.even else 0)
 
 
 def _read(path: Path, start: int, stop: int) -> bytes:

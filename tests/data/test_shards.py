@@ -15,12 +15,10 @@ import pytest
 import webdataset
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from torch.utils.data import DataLoader
 
 from flamingo_lite.data.manifest import MANIFEST, load_manifest, sha256_of
 from flamingo_lite.data.samples import from_sample, to_sample
 from flamingo_lite.data.shards import (
-    ShardDataset,
     Shards,
     ShardWriter,
     read_samples,
@@ -47,10 +45,6 @@ def numbered(count: int) -> list[tuple[str, Document]]:
 
 def numbers(documents: Any) -> list[int]:
     return [document.meta["number"] for document in documents]
-
-
-def number_list(documents: list[Document]) -> list[int]:
-    return numbers(documents)
 
 
 @pytest.fixture
@@ -142,35 +136,6 @@ def test_all_ranks_together_read_each_document_once(
     shares = [numbers(read_shards(directory, seed, epoch, rank, world_size)) for rank in range(world_size)]
     assert sorted(sum(shares, [])) == list(range(7))
     assert max(map(len, shares)) - min(map(len, shares)) <= 1
-    for rank, share in enumerate(shares):
-        dataset = ShardDataset(directory, seed, rank=rank, world_size=world_size)
-        dataset.set_epoch(epoch)
-        assert (numbers(dataset), len(dataset)) == (share, len(share))
-
-
-@pytest.mark.filterwarnings("ignore")  # more workers than this machine has cores
-def test_batches_are_the_same_for_any_number_of_workers(directory: Path) -> None:
-    dataset = ShardDataset(directory, seed=0, batch_size=2)
-    runs = [
-        list(DataLoader(dataset, batch_size=2, num_workers=workers, collate_fn=number_list))
-        for workers in (0, 1, 3)
-    ]
-    assert runs[0] == runs[1] == runs[2]
-    assert sorted(sum(runs[0], [])) == list(range(7))
-
-
-def test_persistent_workers_follow_the_epoch(directory: Path) -> None:
-    dataset = ShardDataset(directory, seed=0)
-    loader = DataLoader(dataset, batch_size=1, num_workers=1, collate_fn=number_list, persistent_workers=True)
-    for epoch in (0, 5):
-        dataset.set_epoch(epoch)
-        assert sum(loader, []) == sample_order(7, 0, epoch)
-
-
-def test_even_ranks_have_as_many_documents_each(directory: Path) -> None:
-    shares = [numbers(ShardDataset(directory, 0, rank=r, world_size=3, even=True)) for r in range(3)]
-    assert [len(share) for share in shares] == [2, 2, 2]
-    assert len(set(sum(shares, []))) == 6
 
 
 def test_a_number_beyond_the_last_sample_ends_iteration(directory: Path) -> None:
