@@ -6,7 +6,11 @@ import random
 from typing import Protocol
 
 from flamingo_lite.data.synthetic.naming import naming
-from flamingo_lite.data.synthetic.operators import operator_induction, operator_induction_interleaved
+from flamingo_lite.data.synthetic.operators import (
+    operator_induction,
+    operator_induction_interleaved,
+    operator_induction_scrambled,
+)
 from flamingo_lite.data.synthetic.picture import Painter, paint
 from flamingo_lite.data.synthetic.reading import reading
 from flamingo_lite.data.synthetic.scenes import scenes
@@ -20,6 +24,7 @@ class Family(Protocol):
 FAMILIES: dict[str, Family] = {
     "operator_induction": operator_induction,
     "operator_induction_interleaved": operator_induction_interleaved,
+    "operator_induction_scrambled": operator_induction_scrambled,
     "reading": reading,
     "scenes": scenes,
     "naming": naming,
