@@ -14,6 +14,7 @@ from flamingo_lite.errors import FlamingoError
 
 IGNORED = -100  # the label of a position that nothing is trained on
 NO_IMAGE = -1  # the media index of a position that attends to no image
+NO_SEGMENT = -1  # the segment id of padding in a packed batch
 
 
 @dataclass
@@ -32,7 +33,7 @@ class Batch:
     labels: Tensor  # (b t) int64, -100 where nothing is trained
     pixel_values: Tensor  # (m c h w) float
     media_index: Tensor  # (b t) int64
-    segment_ids: Tensor | None = None  # (b t) int64
+    segment_ids: Tensor | None = None  # (b t) int64, the number of the document, when rows are packed
     media_first: Tensor | None = None  # (b t) int64
 
     def __post_init__(self) -> None:
@@ -65,6 +66,11 @@ class Batch:
     def __len__(self) -> int:
         """The number of rows."""
         return len(self.input_ids)
+
+    @property
+    def documents(self) -> int:
+        """The number of documents: as many as rows, or more where rows are packed."""
+        return int(((self.position_ids == 0) & self.attention_mask).sum())
 
     def to(self, device: torch.device | str | int, non_blocking: bool = False) -> "Batch":
         """The batch on another device; types are kept."""

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from transformers import BatchFeature, PreTrainedTokenizerBase, ProcessorMixin
 
-from flamingo_lite.batch import IGNORED, NO_IMAGE, Batch
+from flamingo_lite.batch import IGNORED, NO_IMAGE, NO_SEGMENT, Batch
 from flamingo_lite.document import IMAGE_TOKEN, Document, Image
 from flamingo_lite.errors import FlamingoError
 from flamingo_lite.text.template import Template
@@ -154,30 +154,48 @@ class VisionLanguageProcessor(ProcessorMixin):
         return [self.encode(d, complete, max_length, document_name(d, i)) for i, d in enumerate(documents)]
 
     def collate(
-        self, encoded: Sequence[Encoded], padding_side: PaddingSide = "right", distinct_images: bool = False
+        self,
+        encoded: Sequence[Encoded],
+        padding_side: PaddingSide = "right",
+        distinct_images: bool = False,
+        pack: bool = False,
     ) -> Batch:
-        """Pads to the longest, counts the images through, decodes and transforms them."""
+        """Pads to the longest, counts the images through, decodes and transforms them.
+
+        pack: documents share rows, first-fit decreasing, and no row is longer than the longest document; the batch
+        then has `segment_ids` and `media_first`. Errors: `FlamingoError` for packing with padding on the left.
+        """
         if not encoded:
             raise FlamingoError("a batch needs at least one document, got none")
         if padding_side not in ("left", "right"):
             raise FlamingoError(f"padding_side is {padding_side!r}; expected left or right")
+        if pack and padding_side == "left":
+            raise FlamingoError("packed rows are padded on the right; ask for padding_side='right'")
+        lengths = [len(document) for document in encoded]
+        places = first_fit_decreasing(lengths) if pack else [(row, 0) for row in range(len(encoded))]
         numbers, owners = _number_images(encoded, distinct_images)
-        shape = (len(encoded), max(map(len, encoded)))
+        shape = (1 + max(row for row, _ in places), max(lengths))
         input_ids = torch.full(shape, self.tokenizer.pad_token_id, dtype=torch.int64)
         labels = torch.full(shape, IGNORED, dtype=torch.int64)
         media_index = torch.full(shape, NO_IMAGE, dtype=torch.int64)
+        media_first = torch.full(shape, NO_IMAGE, dtype=torch.int64)
+        segment_ids = torch.full(shape, NO_SEGMENT, dtype=torch.int64)
         attention_mask = torch.zeros(shape, dtype=torch.bool)
         position_ids = torch.zeros(shape, dtype=torch.int64)
-        for row, (document, number) in enumerate(zip(encoded, numbers, strict=True)):
+        for i, (document, number, (row, start)) in enumerate(zip(encoded, numbers, places, strict=True)):
             t = len(document)
-            where = slice(shape[1] - t, None) if padding_side == "left" else slice(0, t)
+            where = slice(shape[1] - t, None) if padding_side == "left" else slice(start, start + t)
             input_ids[row, where] = torch.tensor(document.input_ids)
             labels[row, where] = torch.tensor(document.labels)
             # Index -1 reads the last entry of `number`, which is -1.
             media_index[row, where] = torch.tensor([*number, NO_IMAGE])[torch.tensor(document.media_index)]
+            media_first[row, where] = number[0] if number else NO_IMAGE
+            segment_ids[row, where] = i
             attention_mask[row, where] = True
             position_ids[row, where] = torch.arange(t)
-        return Batch(input_ids, attention_mask, position_ids, labels, self._pixels(owners), media_index)
+        packing = {"segment_ids": segment_ids, "media_first": media_first} if pack else {}
+        pixels = self._pixels(owners)
+        return Batch(input_ids, attention_mask, position_ids, labels, pixels, media_index, **packing)
 
     def _pixels(self, images: Sequence[tuple[Image, str]]) -> Tensor:
         height, width = self.image_transform.size
@@ -270,6 +288,23 @@ def _image_groups(images: Any, marks: list[int]) -> list[list[Any]]:
     # A flat list is dealt out by the marks; the last text gets what is left, so that a surplus is noticed.
     ends = [sum(marks[: i + 1]) for i in range(len(marks) - 1)]
     return [list(images[a:b]) for a, b in zip([0, *ends], [*ends, len(images)], strict=True)]
+
+
+def first_fit_decreasing(lengths: Sequence[int]) -> list[tuple[int, int]]:
+    """(row, start) of each length, the longest first, each in the first row with room; rows hold `max(lengths)`.
+
+    A pure function (Johnson, 1973), so a packed batch is as reproducible as its documents.
+    """
+    used: list[int] = []
+    places: dict[int, tuple[int, int]] = {}
+    for i in sorted(range(len(lengths)), key=lambda i: -lengths[i]):
+        room = (row for row, length in enumerate(used) if length + lengths[i] <= max(lengths))
+        row = next(room, len(used))
+        if row == len(used):
+            used.append(0)
+        places[i] = (row, used[row])
+        used[row] += lengths[i]
+    return [places[i] for i in range(len(lengths))]
 
 
 def _number_images(

@@ -16,7 +16,7 @@ from transformers import BatchFeature, PreTrainedTokenizerFast
 
 from flamingo_lite.document import Document, Image, Text
 from flamingo_lite.errors import FlamingoError
-from flamingo_lite.processing import ImageTransform, VisionLanguageProcessor
+from flamingo_lite.processing import ImageTransform, VisionLanguageProcessor, first_fit_decreasing
 from flamingo_lite.text.template import Template
 
 
@@ -106,6 +106,44 @@ def test_a_row_is_what_its_document_gives_alone(
         assert torch.equal(taken.pixel_values, alone.pixel_values)
         for name in ("input_ids", "labels", "media_index", "position_ids"):
             assert torch.equal(taken[name][0][mask], alone[name][0])
+
+
+@settings(max_examples=40, deadline=None)
+@given(batches, st.booleans())
+def test_packed_rows_hold_every_document_as_it_is_alone(
+    processor: VisionLanguageProcessor, documents: list[Document], complete: bool
+) -> None:
+    encoded = processor.encode_all(documents, complete)
+    apart, packed = processor.collate(encoded), processor.collate(encoded, pack=True)
+    assert packed.documents == apart.documents == len(documents)
+    assert packed.input_ids.shape[1] == apart.input_ids.shape[1] and len(packed) <= len(apart)
+    assert torch.equal(packed.pixel_values, apart.pixel_values)
+    assert packed.segment_ids is not None and packed.media_first is not None
+    for i in range(len(documents)):
+        here, alone = packed.segment_ids == i, apart.attention_mask[i]
+        for name in ("input_ids", "labels", "media_index", "position_ids"):
+            assert torch.equal(packed[name][here], apart[name][i][alone])
+        seen = packed.media_index[here][packed.media_index[here] >= 0]
+        assert (packed.media_first[here] == (int(seen.min()) if len(seen) else -1)).all()
+    assert torch.equal(packed.segment_ids >= 0, packed.attention_mask)
+    for name, nothing in (("labels", -100), ("media_index", -1), ("media_first", -1)):
+        assert (packed[name][~packed.attention_mask] == nothing).all()
+
+
+@given(st.lists(st.integers(1, 30), min_size=1, max_size=20))
+def test_packed_documents_do_not_overlap_and_two_half_empty_rows_are_never_left(lengths: list[int]) -> None:
+    places = first_fit_decreasing(lengths)
+    used: dict[int, list[int]] = {}
+    for (row, start), length in zip(places, lengths, strict=True):
+        used.setdefault(row, []).extend(range(start, start + length))
+    assert sorted(used) == list(range(len(used)))
+    assert all(sorted(row) == list(range(len(row))) and len(row) <= max(lengths) for row in used.values())
+    assert sum(2 * len(row) <= max(lengths) for row in used.values()) <= 1
+
+
+def test_packing_to_the_left_is_refused(processor: VisionLanguageProcessor) -> None:
+    with pytest.raises(FlamingoError, match="padding_side='right'"):
+        processor.collate(processor.encode_all([Document(["a"])]), padding_side="left", pack=True)
 
 
 @settings(max_examples=30, deadline=None)

@@ -33,6 +33,7 @@ class Batches(Dataset[Batch | str]):
         batch_size: int,
         seed: int,
         max_length: int | None = None,
+        pack: bool = False,
         rank: int = 0,
         world_size: int = 1,
     ) -> None:
@@ -43,6 +44,7 @@ class Batches(Dataset[Batch | str]):
         self.batch_size = batch_size
         self.seed = seed
         self.max_length = max_length
+        self.pack = pack
         self.rank = rank
         self.world_size = world_size
 
@@ -52,7 +54,7 @@ class Batches(Dataset[Batch | str]):
                 self.processor.encode(self._document(place), True, self.max_length, name=f"sample {place}")
                 for place in self.indices(index)
             ]
-            return self.processor.collate(encoded)
+            return self.processor.collate(encoded, pack=self.pack)
         except FlamingoError as error:
             return str(error)
 
@@ -79,6 +81,7 @@ class ShardDataModule(lightning.LightningDataModule):
         total: int,
         workers: int = 0,
         max_length: int | None = None,
+        pack: bool = False,
         skip: int = 0,
     ) -> None:
         super().__init__()
@@ -89,6 +92,7 @@ class ShardDataModule(lightning.LightningDataModule):
         self.total = total
         self.workers = workers
         self.max_length = max_length
+        self.pack = pack
         self.skip = skip
 
     def train_dataloader(self) -> "Unburied":
@@ -99,6 +103,7 @@ class ShardDataModule(lightning.LightningDataModule):
             self.batch_size,
             self.seed,
             self.max_length,
+            self.pack,
             rank,
             world_size,
         )

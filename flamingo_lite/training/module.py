@@ -57,7 +57,7 @@ class TrainingModule(lightning.LightningModule):
         loss = self.model(**batch, num_items=1).loss
         self._loss = self._loss.to(loss.device) + loss.detach()
         self._trained_tokens = self._trained_tokens.to(loss.device) + tokens
-        self._samples += len(batch)
+        self._samples += batch.documents
         self._tokens += int(batch.attention_mask.sum())
         return loss
 

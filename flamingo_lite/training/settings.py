@@ -23,14 +23,16 @@ class StageConfig:
     """What is learned: for how long, from how many documents a step, by which optimizer.
 
     `start`: a saved model to continue from, instead of one built from the model's config. `max_length`:
-    documents are cut there (by default at the language model's context). `samples`: how many documents the
-    trained model continues for the table in W&B.
+    documents are cut there (by default at the language model's context). `pack`: the documents of a batch share
+    rows, so that little is padding; refused by name where the language model cannot keep them apart.
+    `samples`: how many documents the trained model continues for the table in W&B.
     """
 
     steps: int = 300
     batch_size: int = 32
     max_length: int | None = None
     start: str | None = None
+    pack: bool = False
     log_every: int = 10
     checkpoint_every: int = 100
     samples: int = 8

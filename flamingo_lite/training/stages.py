@@ -160,6 +160,7 @@ def _fit(
         total=stage.steps * config.trainer.accumulate,
         workers=config.trainer.workers,
         max_length=stage.max_length or context_length(module.model.language.config),
+        pack=stage.pack,
         skip=done * config.trainer.accumulate,
     )
     interrupt = signal.getsignal(signal.SIGINT)

@@ -159,28 +159,23 @@ def test_cached_decoding_equals_full_recomputation(
         torch.testing.assert_close(a, b, atol=TOLERANCE, rtol=TOLERANCE)
 
 
+@MANY
+@given(layouts=st.lists(SEGMENTS, min_size=1, max_size=4))
 def test_packing_keeps_documents_apart(
-    either: VisionLanguageModel, processor: VisionLanguageProcessor, image_of: Callable[[int], Image]
+    either: VisionLanguageModel,
+    processor: VisionLanguageProcessor,
+    image_of: Callable[[int], Image],
+    layouts: list[list[int | str]],
 ) -> None:
-    documents = [make([0, "ab", 1, "c"], image_of), make(["xyz"], image_of), make([2, " = 8"], image_of)]
-    batch = processor(documents, padding_side="right")
-    apart = logits_of(either, batch)
-    keep = batch.attention_mask
-
-    def pack(values: Tensor) -> Tensor:
-        return values[keep][None]
-
-    lengths = keep.sum(1)
-    packed = either(
-        input_ids=pack(batch.input_ids),
-        attention_mask=torch.ones(1, int(lengths.sum()), dtype=torch.bool),
-        position_ids=pack(batch.position_ids),
-        segment_ids=torch.arange(3).repeat_interleave(lengths)[None],
-        media_index=pack(batch.media_index),
-        media_first=pack(torch.tensor([[0], [-1], [2]]).expand_as(keep)),
-        pixel_values=batch.pixel_values,
-    ).logits[0]
-    torch.testing.assert_close(packed, torch.cat(apart), atol=TOLERANCE, rtol=TOLERANCE)
+    documents = [make(segments, image_of) for segments in layouts]
+    apart = logits_of(either, processor(documents, padding_side="right"))
+    batch = processor.collate(processor.encode_all(documents), pack=True)
+    with torch.no_grad():
+        packed = either(**batch).logits
+    assert batch.segment_ids is not None
+    for number, alone in enumerate(apart):
+        mine = packed[batch.segment_ids == number]
+        torch.testing.assert_close(mine, alone, atol=TOLERANCE, rtol=TOLERANCE)
 
 
 @pytest.mark.parametrize("segments", [[0, "ab"], ["ab"]], ids=["with an image", "text only"])

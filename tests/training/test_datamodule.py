@@ -46,6 +46,15 @@ def test_orders_differ_between_seeds_and_epochs(directory: Path, processor: Visi
     assert first.indices(0) != first.indices(1) != second.indices(1)
 
 
+def test_a_packed_batch_has_the_same_documents_in_fewer_rows(
+    directory: Path, processor: VisionLanguageProcessor
+) -> None:
+    apart, packed = (Batches(directory, processor, 8, 0, pack=pack)[0] for pack in (False, True))
+    assert not isinstance(apart, str) and not isinstance(packed, str)
+    assert packed.documents == apart.documents == 8 and len(packed) < 8
+    assert sorted(packed.input_ids[packed.attention_mask]) == sorted(apart.input_ids[apart.attention_mask])
+
+
 def test_a_batch_is_complete_and_cut_at_the_longest_length(
     directory: Path, processor: VisionLanguageProcessor
 ) -> None:

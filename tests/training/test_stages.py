@@ -60,6 +60,13 @@ def test_one_seed_gives_identical_losses_whatever_the_workers(recipe: Recipe, tm
     assert all(torch.equal(first[name], second[name]) for name in first)
 
 
+def test_packing_leaves_the_losses_as_they_are(recipe: Recipe, tmp_path: Path) -> None:
+    apart, packed = tmp_path / "apart", tmp_path / "packed"
+    run_stage(recipe(apart))
+    run_stage(recipe(packed, pack=True))
+    assert losses(packed) == pytest.approx(losses(apart), rel=1e-4)
+
+
 class Interrupted(Exception):
     pass
 

@@ -10,6 +10,7 @@ from flamingo_lite.data.synthetic.operators import (
     operator_induction,
     operator_induction_interleaved,
     operator_induction_scrambled,
+    rule_induction,
 )
 from flamingo_lite.data.synthetic.picture import Painter, paint
 from flamingo_lite.data.synthetic.reading import reading
@@ -25,6 +26,7 @@ FAMILIES: dict[str, Family] = {
     "operator_induction": operator_induction,
     "operator_induction_interleaved": operator_induction_interleaved,
     "operator_induction_scrambled": operator_induction_scrambled,
+    "rule_induction": rule_induction,
     "reading": reading,
     "scenes": scenes,
     "naming": naming,

@@ -30,9 +30,13 @@ RULES: dict[str, Callable[[int, int], int]] = {
     "second": lambda a, b: b,
 }
 TRAINED_RULES = ("add", "subtract", "multiply")
-"""The rules of episodes with pictures; the others are met in words only, and `larger` is the one to be tested."""
+"""The rules of the task."""
+
+OTHER_RULES = ("smaller", "first", "second")
+"""Further rules that pictures are shown under. `larger` is held out: it is met in words only."""
 
 MAX_SHOTS = 8
+SCRAMBLED_QUERIES = 3
 
 
 @functools.cache
@@ -120,14 +124,19 @@ def operator_induction_interleaved(generator: random.Random, painter: Painter = 
     return _drawn_episode(generator, painter, apart)
 
 
+def rule_induction(generator: random.Random, painter: Painter = paint) -> Document:
+    """The same under a rule that is no operator: the more rules there are, the less the operands alone betray."""
+    return _drawn_episode(generator, painter, together, OTHER_RULES)
+
+
 def operator_induction_scrambled(generator: random.Random, painter: Painter = paint) -> Document:
-    """Examples whose answers are permuted, and a query under a rule of its own, whose answer alone is trained on.
+    """Examples whose answers are permuted, then queries each under a rule of its own, whose answers alone are trained on.
 
     Label-first operands betray the rule to some degree (6 ? 0 is rarely a sum, 8 ? 5 never a product): without such
     documents a model learns to do without the answers.
     """
-    rule, style, operands = _drawn_operands(generator, generator.randint(2, MAX_SHOTS))
-    (*examples, (a, b)) = operands
+    rule, style, operands = _drawn_operands(generator, TRAINED_RULES, generator.randint(2, MAX_SHOTS))
+    examples = operands[:-1]
     answers = [RULES[rule](*pair) for pair in examples]
     generator.shuffle(answers)
     shown = [
@@ -135,13 +144,17 @@ def operator_induction_scrambled(generator: random.Random, painter: Painter = pa
         for pair, answer in zip(examples, answers, strict=True)
         for segment in together(*pair, answer, style, painter, generator)
     ]
-    rule = generator.choice(TRAINED_RULES)
-    asked = together(a, b, RULES[rule](a, b), style, painter, generator)
+    asked: list[Text | Image] = []
+    for _ in range(SCRAMBLED_QUERIES):
+        a, b = generator.choice(pairs(held_out=False))
+        asked += together(a, b, RULES[generator.choice(TRAINED_RULES)](a, b), style, painter, generator)
     return Document([*shown, *asked], meta={"rule": rule, "style": style})
 
 
-def _drawn_episode(generator: random.Random, painter: Painter, render: Render) -> Document:
-    rule, style, operands = _drawn_operands(generator)
+def _drawn_episode(
+    generator: random.Random, painter: Painter, render: Render, rules: Sequence[str] = TRAINED_RULES
+) -> Document:
+    rule, style, operands = _drawn_operands(generator, rules, generator.randint(0, MAX_SHOTS))
     answered = [(a, b, RULES[rule](a, b)) for a, b in operands]
     return Document(
         [segment for example in answered for segment in render(*example, style, painter, generator)],
@@ -149,12 +162,12 @@ def _drawn_episode(generator: random.Random, painter: Painter, render: Render) -
     )
 
 
-def _drawn_operands(generator: random.Random, shots: int | None = None) -> tuple[str, Style, list[Pair]]:
-    """An episode's rule and style, the operands of its examples (0 to 8 unless told), and last the query's."""
-    rule = generator.choice(TRAINED_RULES)
+def _drawn_operands(
+    generator: random.Random, rules: Sequence[str], shots: int
+) -> tuple[str, Style, list[Pair]]:
+    """An episode's rule and style, the operands of its `shots` examples, and last the query's."""
+    rule = generator.choice(rules)
     style: Style = generator.choice(("direct", "spelled"))
     trained = pairs(held_out=False)
-    if shots is None:
-        shots = generator.randint(0, MAX_SHOTS)
     operands = [draw_operands(generator, rule, trained) for _ in range(shots)]
     return rule, style, [*operands, generator.choice(trained)]

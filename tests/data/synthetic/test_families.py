@@ -12,7 +12,7 @@ from flamingo_lite.data.synthetic.families import FAMILIES
 from flamingo_lite.data.synthetic.naming import naming
 from flamingo_lite.data.synthetic.picture import in_words
 from flamingo_lite.data.synthetic.text_twins import KINDS
-from flamingo_lite.document import Image, Text
+from flamingo_lite.document import Document, Image, Text
 
 names = st.sampled_from(sorted(FAMILIES))
 seeds = st.integers(0, 2**32)
@@ -104,24 +104,36 @@ def test_episodes_with_pictures_follow_one_trained_rule(seed):
         assert int(line.split("=")[-1]) == rule(a, b)
 
 
-@settings(max_examples=100, deadline=None)
-@given(seeds)
-def test_scrambled_examples_keep_their_answers_together_and_only_the_query_is_trained_on(seed):
-    document = operators.operator_induction_scrambled(random.Random(seed), in_words)
-    assert all(not text.loss for text in document.texts[:-1])
-    assert document.texts[-1].loss
+def lines(document: Document) -> list[tuple[operators.Pair, int]]:
+    """The operands and the answer of each example in words, in order."""
     text = "".join(t.text + ("\n" if t.ends_chunk else "") for t in document.texts)
-    shown = [
+    return [
         (tuple(int(x) for x in line[1 : line.index("]")].split(" ? ")), int(line.split("=")[-1]))
         for line in text.splitlines()
     ]
-    (*examples, (pair, answer)) = shown
-    assert answer == operators.RULES[document.meta["rule"]](*pair)
-    possible = [
-        sorted(operators.RULES[rule](*operands) for operands, _ in examples)
-        for rule in operators.TRAINED_RULES
-    ]
-    assert sorted(answer for _, answer in examples) in possible
+
+
+@settings(max_examples=100, deadline=None)
+@given(seeds)
+def test_scrambled_examples_keep_their_answers_together_and_only_queries_are_trained_on(seed):
+    document = operators.operator_induction_scrambled(random.Random(seed), in_words)
+    shown = lines(document)
+    examples, queries = shown[: -operators.SCRAMBLED_QUERIES], shown[-operators.SCRAMBLED_QUERIES :]
+    rule = operators.RULES[document.meta["rule"]]
+    assert sorted(answer for _, answer in examples) == sorted(rule(*pair) for pair, _ in examples)
+    for pair, answer in queries:
+        assert answer in {operators.RULES[name](*pair) for name in operators.TRAINED_RULES}
+    trained = [text.loss for text in document.texts if text.ends_chunk]
+    assert trained == [False] * len(examples) + [True] * len(queries)
+
+
+@settings(max_examples=100, deadline=None)
+@given(seeds)
+def test_rule_induction_shows_rules_that_are_no_operator_and_never_the_one_held_out(seed):
+    document = operators.rule_induction(random.Random(seed), in_words)
+    assert document.meta["rule"] in ("smaller", "first", "second")
+    rule = operators.RULES[document.meta["rule"]]
+    assert all(rule(*pair) == answer for pair, answer in lines(document))
 
 
 def test_the_styles_differ_only_in_reading_the_expression_out():
