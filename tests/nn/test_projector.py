@@ -12,7 +12,7 @@ from transformers.models.llava.modeling_llava import LlavaMultiModalProjector
 from flamingo_lite.nn.activations import ACTIVATIONS
 from flamingo_lite.nn.projector import LinearConfig, LinearProjector, MLPConfig, MLPProjector
 
-TOLERANCE = 1e-5
+TOLERANCE = 1e-9  # in float64, where rounding hides nothing
 SIZES = st.integers(1, 12)
 
 
@@ -22,7 +22,7 @@ SIZES = st.integers(1, 12)
     images=st.integers(0, 3),
     patches=SIZES,
     patch_width=SIZES,
-    language_width=SIZES,
+    language_width=st.integers(1, 6).map(lambda half: 2 * half),
     activation=st.sampled_from(sorted(ACTIVATIONS)),
     bias=st.booleans(),
 )
@@ -37,15 +37,17 @@ def test_an_mlp_of_two_layers_equals_llava_in_outputs_and_gradients(
             projector_hidden_act=activation,
             multimodal_projector_bias=bias,
         )
-    )
-    ours = MLPProjector(patch_width, patches, language_width, MLPConfig(activation=activation, bias=bias))
+    ).double()
+    ours = MLPProjector(
+        patch_width, patches, language_width, MLPConfig(activation=activation, bias=bias)
+    ).double()
     ours.load_state_dict(
         {
             name.replace("linear_1", "layers.0").replace("linear_2", "layers.1"): weight
             for name, weight in theirs.state_dict().items()
         }
     )
-    x = torch.randn(images, patches, patch_width)
+    x = torch.randn(images, patches, patch_width, dtype=torch.float64)
     out, expected = ours(x), theirs(x)
     torch.testing.assert_close(out, expected, atol=TOLERANCE, rtol=TOLERANCE)
     weight = torch.randn_like(out)

@@ -11,7 +11,7 @@ from transformers.models.idefics.perceiver import IdeficsPerceiverResampler
 
 from flamingo_lite.nn.resampler import PerceiverResampler, ResamplerConfig
 
-TOLERANCE = 1e-5
+TOLERANCE = 1e-9  # in float64: a norm over two or three numbers loses half of float32's digits
 
 KEYS = {
     "layers.": "blocks.",
@@ -71,16 +71,16 @@ def test_resampler_equals_idefics_in_outputs_and_gradients(
     config = IdeficsConfig(
         vision_config={"embed_dim": width}, perceiver_config={"qk_layer_norms_perceiver": qk_norm}
     )
-    theirs = IdeficsPerceiverResampler(config, width, depth, heads, dim_head, latents)
+    theirs = IdeficsPerceiverResampler(config, width, depth, heads, dim_head, latents).double()
     with torch.no_grad():
         for p in theirs.parameters():
             p.add_(0.1 * torch.randn_like(p))  # stock norms are 1 and 0: an exchange would go unnoticed
     ours = PerceiverResampler(
         width, ResamplerConfig(depth, latents, heads, dim_head, qk_norm=qk_norm, activation="relu")
     )
-    ours.load_state_dict(in_our_words(dict(theirs.state_dict()), ours))
-    x = torch.randn(images, patches, width)
-    weight = torch.randn(images, latents, width)
+    ours.double().load_state_dict(in_our_words(dict(theirs.state_dict()), ours))
+    x = torch.randn(images, patches, width, dtype=torch.float64)
+    weight = torch.randn(images, latents, width, dtype=torch.float64)
     out, expected = ours(x), theirs(x)
     torch.testing.assert_close(out, expected, atol=TOLERANCE, rtol=TOLERANCE)
     (out * weight).sum().backward()
