@@ -60,12 +60,11 @@ class QFormerConfig:
                 f"{self.heads}"
             )
         for name in ("dropout", "attention_dropout"):
-            if not 0 <= getattr(self, name) < 1:
-                raise FlamingoError(
-                    f"connector.{name} is {getattr(self, name)}; expected a probability from 0 up to, but not, 1"
-                )
-        if self.norm_eps <= 0:
-            raise FlamingoError(f"connector.norm_eps is {self.norm_eps}; expected a number above 0")
+            value = getattr(self, name)
+            if not isinstance(value, int | float) or not 0 <= value < 1:
+                raise FlamingoError(f"connector.{name} is {value!r}; expected a probability below 1")
+        if not isinstance(self.norm_eps, int | float) or self.norm_eps <= 0:
+            raise FlamingoError(f"connector.norm_eps is {self.norm_eps!r}; expected a number above 0")
 
 
 class QFormer(nn.Module):

@@ -324,6 +324,7 @@ def test_a_text_without_a_text_stream_is_refused() -> None:
         ({"every": 0}, "connector.every is 0; expected an integer, at least 1"),
         ({"ff_width": 2.5}, "connector.ff_width is 2.5"),
         ({"dropout": 1.0}, "connector.dropout is 1.0"),
+        ({"attention_dropout": "much"}, "connector.attention_dropout is 'much'"),
         ({"norm_eps": 0.0}, "connector.norm_eps is 0.0"),
         ({"activation": "gleu"}, "did you mean 'gelu'"),
     ],
