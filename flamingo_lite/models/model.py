@@ -82,7 +82,12 @@ class VisionLanguageModel(PreTrainedModel, GenerationMixin):
         """
         super().__init__(config)
         self.vision = vision or VisionEncoder(VisionTower(**config.vision_tower))
-        self.connector = build_connector(self.vision.width, ConnectorConfig(**config.connector))
+        self.connector = build_connector(
+            self.vision.width,
+            self.vision.patches,
+            config.text_config.get_text_config().hidden_size,
+            ConnectorConfig(**config.connector),
+        )
         keep_weights(self.connector)
         self.language = language or AutoModelForCausalLM.from_config(config.language_config())
         # An outer config resets this to None, and masks made from it (static caches) would be dropped
