@@ -323,6 +323,8 @@ def test_mixed_precision_stays_near_full_precision(name: str, sees: str) -> None
     full = block(x, seen.flat, seen.layout)
     with torch.autocast("cpu", torch.bfloat16):
         mixed = block(x, seen.flat, seen.layout)
+        key, value = block.attention.project(seen.flat)
+    assert key.dtype == value.dtype == torch.bfloat16
     torch.testing.assert_close(mixed.float(), full, atol=0.05, rtol=0.05)
 
 
