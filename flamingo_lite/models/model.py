@@ -42,7 +42,7 @@ from flamingo_lite.models.parts import keep_weights
 from flamingo_lite.models.policy import apply_policy
 from flamingo_lite.models.vision import VisionEncoder, VisionTower
 from flamingo_lite.nn.cache import MediaCache
-from flamingo_lite.nn.gated import GatedConfig
+from flamingo_lite.nn.gated import GatedConfig, gate_value
 from flamingo_lite.nn.loss import next_token_loss
 from flamingo_lite.nn.masks import (
     MediaLayout,
@@ -338,9 +338,9 @@ class VisionLanguageModel(PreTrainedModel, GenerationMixin):
         leave_whole_layers_to_their_forward(self.language)
 
     def gate_values(self) -> dict[int, tuple[float, float]]:
-        """tanh of the two gates (attention, feed-forward) of each block, by decoder layer."""
+        """How far the two gates (attention, feed-forward) of each block are open, by decoder layer."""
         return {
-            i: (block.attention_gate.tanh().item(), block.feed_forward_gate.tanh().item())
+            i: (gate_value(block.attention_gate), gate_value(block.feed_forward_gate))
             for i, block in self.blocks.items()
         }
 

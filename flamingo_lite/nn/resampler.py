@@ -15,7 +15,8 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
-from flamingo_lite.nn.activations import ACTIVATIONS, check_activation
+from flamingo_lite.nn.activations import check_activation
+from flamingo_lite.nn.feed_forward import FeedForward
 from flamingo_lite.nn.sizes import check_optional_sizes, check_sizes
 
 
@@ -41,20 +42,6 @@ class ResamplerConfig:
         check_sizes("connector", self, ("depth", "latents", "heads", "dim_head", "ff_mult"))
         check_optional_sizes("connector", self, ("width",))
         check_activation("connector.activation", self.activation)
-
-
-class FeedForward(nn.Module):
-    """LayerNorm, then a layer of `mult` times the width with an activation; linears without biases."""
-
-    def __init__(self, width: int, mult: int, activation: str = "gelu") -> None:
-        super().__init__()
-        self.norm = nn.LayerNorm(width)
-        self.up = nn.Linear(width, width * mult, bias=False)
-        self.down = nn.Linear(width * mult, width, bias=False)
-        self.activation = ACTIVATIONS[activation]
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.down(self.activation(self.up(self.norm(x))))
 
 
 class PerceiverAttention(nn.Module):
@@ -85,7 +72,7 @@ class ResamplerLayer(nn.Module):
     def __init__(self, width: int, config: ResamplerConfig) -> None:
         super().__init__()
         self.attention = PerceiverAttention(width, config)
-        self.feed_forward = FeedForward(width, config.ff_mult, config.activation)
+        self.feed_forward = FeedForward(nn.LayerNorm(width), width, width * config.ff_mult, config.activation)
 
     def forward(self, patches: Tensor, latents: Tensor) -> Tensor:
         latents = latents + self.attention(patches, latents)
