@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import functools
 import inspect
+import pickle
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -83,6 +84,11 @@ def load_language(config: LanguageConfig) -> PreTrainedModel:
             output_loading_info=True,
             **options,
         )
+    except pickle.UnpicklingError as error:  # torch's own message advises to run it
+        raise FlamingoError(
+            f"cannot load the language model {config.name!r}: its weights are a pickle that holds more than "
+            "tensors, and nothing of it was run; expected safetensors"
+        ) from error
     except LOADING_ERRORS as error:
         raise FlamingoError(_cannot_load("language model", config, error)) from error
     language, info = loaded  # a pair only with output_loading_info

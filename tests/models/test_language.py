@@ -78,7 +78,7 @@ def test_a_pickle_in_a_checkpoint_is_not_run(tmp_path: Path, language_directory:
     directory.mkdir()
     (directory / "config.json").write_text((language_directory / "config.json").read_text())
     torch.save({"lm_head.weight": Trap(tmp_path / "sprung")}, directory / "pytorch_model.bin")
-    with pytest.raises(FlamingoError, match="cannot load the language model") as error:
+    with pytest.raises(FlamingoError, match="a pickle that holds more than tensors") as error:
         load_language(LanguageConfig(str(directory)))
     assert not (tmp_path / "sprung").exists()
     assert "\n" not in str(error.value)
