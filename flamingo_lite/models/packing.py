@@ -8,6 +8,9 @@ Shape letters: b batch, t text positions.
 
 from __future__ import annotations
 
+import inspect
+from typing import Any
+
 from torch import Tensor
 from transformers import PretrainedConfig, PreTrainedModel
 
@@ -15,8 +18,12 @@ from flamingo_lite.errors import FlamingoError
 from flamingo_lite.nn.masks import packing_mask
 
 KEPT_APART = frozenset({
-    "cohere", "falcon", "gemma", "gemma2", "gemma3_text", "gpt2", "gpt_neox", "gptj", "granite", "llama",
-    "mistral", "mpt", "olmo2", "opt", "phi", "phi3", "qwen2", "qwen3", "smollm3", "stablelm",
+    "apertus", "arcee", "biogpt", "bitnet", "codegen", "cohere", "cohere2", "deepseek_v2", "deepseek_v3", "ernie4_5",
+    "exaone4", "falcon", "flex_olmo", "gemma", "gemma2", "gemma3_text", "glm", "glm4", "gpt2", "gpt_bigcode",
+    "gpt_neo", "gpt_neox", "gpt_oss", "gptj", "granite", "granitemoe", "helium", "hunyuan_v1_dense", "llama",
+    "mistral", "mixtral", "mpt", "nemotron", "olmo", "olmo2", "olmo3", "olmoe", "opt", "persimmon", "phi", "phi3",
+    "phimoe", "qwen2", "qwen2_moe", "qwen3", "qwen3_moe", "seed_oss", "smollm3", "stablelm", "starcoder2",
+    "vaultgemma", "xglm",
 })  # fmt: skip
 """Families whose packed logits were tested to equal those of each document alone (tests/models)."""
 
@@ -56,7 +63,7 @@ def attention_windows(config: PretrainedConfig) -> dict[str, int | None]:
     when `sliding_window` is set.
     """
     config = config.get_text_config()
-    window = getattr(config, "sliding_window", None)
+    window = declared(config, "sliding_window")
     if not has_layer_types(config):
         return {"full_attention" if window is None else "sliding_attention": window}
     return {name: window if name == "sliding_attention" else None for name in sorted(set(config.layer_types))}
@@ -64,7 +71,14 @@ def attention_windows(config: PretrainedConfig) -> dict[str, int | None]:
 
 def has_layer_types(config: PretrainedConfig) -> bool:
     """Does the model choose a mask for each layer by the layer's attention type?"""
-    return getattr(config.get_text_config(), "layer_types", None) is not None
+    return declared(config.get_text_config(), "layer_types") is not None
+
+
+def declared(config: PretrainedConfig, field: str) -> Any:
+    """The field's value, None unless the family knows the field: a config keeps whatever its file says, and a
+    Llama converted from Mistral says `sliding_window` though no layer slides.
+    """
+    return getattr(config, field, None) if field in inspect.signature(type(config)).parameters else None
 
 
 def refuse_packing(language: PreTrainedModel) -> None:
@@ -80,7 +94,8 @@ def refuse_packing(language: PreTrainedModel) -> None:
 
 def _why_not(config: PretrainedConfig) -> str | None:
     attention = getattr(config, "_attn_implementation", None)
-    foreign = [name for name in attention_windows(config) if name not in ATTENTION_TYPES]
+    windows = attention_windows(config)
+    foreign = [name for name in windows if name not in ATTENTION_TYPES]
     if config.model_type in NOT_KEPT_APART:
         return NOT_KEPT_APART[config.model_type]
     if getattr(config, "alibi", False):
@@ -89,6 +104,8 @@ def _why_not(config: PretrainedConfig) -> str | None:
         return f"it is not among the families tested, which are {', '.join(sorted(KEPT_APART))}"
     if foreign:
         return f"its layers have {', '.join(foreign)}, expected only {' or '.join(ATTENTION_TYPES)}"
+    if "sliding_attention" in windows and windows["sliding_attention"] is None:
+        return "its layers slide, but sliding_window is not set in its config"
     if attention not in MASKED_ATTENTION:
         return f"its attention is {attention!r}, expected {' or '.join(MASKED_ATTENTION)} (language.attention)"
     return None

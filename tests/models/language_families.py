@@ -94,6 +94,54 @@ FAMILIES: dict[str, Family] = {
     "Cohere": Family("cohere", {**LLAMA_LIKE, "logit_scale": 0.2}, "scaled logits"),
 }  # fmt: skip
 
+EXPERTS = {
+    "moe_intermediate_size": 8, "num_experts": 4, "num_local_experts": 4, "num_experts_per_tok": 2,
+    "shared_expert_intermediate_size": 8,
+}  # fmt: skip
+LATENT = {  # DeepSeek's attention, in which keys and values are kept as a latent
+    **GPT_LIKE, **EXPERTS, "q_lora_rank": None, "kv_lora_rank": 8, "qk_rope_head_dim": 4, "qk_nope_head_dim": 4,
+    "v_head_dim": 8, "n_routed_experts": 4, "n_group": 1, "topk_group": 1, "first_k_dense_replace": 1,
+}  # fmt: skip
+SLIDING = {**LLAMA_LIKE, "sliding_window": WINDOW}
+XGLM = {**COMMON, "d_model": 16, "num_layers": 2, "attention_heads": 2, "ffn_dim": 24, "dropout": 0.0}
+PACKED_ALONE: dict[str, Family] = {
+    "Apertus": Family("apertus", LLAMA_LIKE),
+    "Arcee": Family("arcee", LLAMA_LIKE),
+    "BioGPT": Family("biogpt", GPT_LIKE),
+    "BitNet": Family("bitnet", LLAMA_LIKE),
+    "CodeGen": Family("codegen", {**GPT2, "n_head": 4, "rotary_dim": 4}),
+    "Cohere2": Family("cohere2", {**LLAMA_LIKE, **HALF_SLIDING, "logit_scale": 1.0}),
+    "DeepSeek-V2": Family("deepseek_v2", LATENT),
+    "DeepSeek-V3": Family("deepseek_v3", LATENT),
+    "ERNIE 4.5": Family("ernie4_5", LLAMA_LIKE),
+    "EXAONE 4": Family("exaone4", {**LLAMA_LIKE, **HALF_SLIDING}),
+    "FlexOlmo": Family("flex_olmo", {**LLAMA_LIKE, **EXPERTS}),
+    "GLM": Family("glm", LLAMA_LIKE),
+    "GLM-4": Family("glm4", LLAMA_LIKE),
+    "GPT-BigCode": Family("gpt_bigcode", GPT2),
+    "GPT-Neo": Family(
+        "gpt_neo", {**GPT_LIKE, "num_layers": 2, "attention_types": [[["global", "local"], 1]], "window_size": WINDOW}
+    ),
+    "gpt-oss": Family("gpt_oss", {**LLAMA_LIKE, **HALF_SLIDING, **EXPERTS}),
+    "GraniteMoE": Family("granitemoe", {**LLAMA_LIKE, **EXPERTS}),
+    "Helium": Family("helium", LLAMA_LIKE),
+    "Hunyuan": Family("hunyuan_v1_dense", LLAMA_LIKE),
+    "Mixtral": Family("mixtral", {**SLIDING, **EXPERTS}),
+    "Nemotron": Family("nemotron", LLAMA_LIKE),
+    "OLMo": Family("olmo", LLAMA_LIKE),
+    "OLMo3": Family("olmo3", {**LLAMA_LIKE, **HALF_SLIDING}),
+    "OLMoE": Family("olmoe", {**LLAMA_LIKE, **EXPERTS}),
+    "Persimmon": Family("persimmon", GPT_LIKE),
+    "PhiMoE": Family("phimoe", {**SLIDING, **EXPERTS}),
+    "Qwen2-MoE": Family("qwen2_moe", {**LLAMA_LIKE, **HALF_SLIDING, **EXPERTS, "use_sliding_window": True}),
+    "Qwen3-MoE": Family("qwen3_moe", {**SLIDING, **EXPERTS, "use_sliding_window": True}),
+    "Seed-OSS": Family("seed_oss", LLAMA_LIKE),
+    "StarCoder2": Family("starcoder2", {**SLIDING, "residual_dropout": 0.0, "embedding_dropout": 0.0}),
+    "VaultGemma": Family("vaultgemma", GEMMA_LIKE),
+    "XGLM": Family("xglm", XGLM),
+}  # fmt: skip
+"""Families of which nothing but packing is tested here."""
+
 
 def random_language(family: Family, attention: str | None = None) -> PreTrainedModel:
     """A random model of the family, its matrices wide enough that a leak between positions shows."""

@@ -8,6 +8,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from language_families import FAMILIES, PACKED_ALONE, Family, random_language
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -19,7 +20,7 @@ from transformers import (
 from transformers.masking_utils import create_causal_mask, create_masks_for_generate, sliding_window_overlay
 
 from flamingo_lite.errors import FlamingoError
-from flamingo_lite.models.packing import attention_windows, packed_masks
+from flamingo_lite.models.packing import KEPT_APART, attention_windows, packed_masks
 from flamingo_lite.nn.masks import packed_positions, packing_mask
 
 SMALL: dict[str, Any] = {
@@ -96,12 +97,25 @@ def test_attention_types_are_read_from_the_config() -> None:
     assert attention_windows(CONFIGS["both"]) == {"full_attention": None, "sliding_attention": 2}
 
 
+def test_a_window_that_the_family_does_not_know_is_none() -> None:
+    converted = LlamaConfig(**SMALL, sliding_window=2, layer_types=["sliding_attention"] * 2)
+    language = AutoModelForCausalLM.from_config(converted)
+    segment_ids = torch.zeros(1, 4, dtype=torch.int64)
+    assert attention_windows(converted) == {"full_attention": None}
+    assert torch.equal(packed_masks(language, segment_ids), packing_mask(segment_ids, None, torch.float32))
+
+
 @pytest.mark.parametrize(
     ("model_type", "values", "message"),
     [
         ("bloom", {"n_head": 1, "n_layer": 1}, "not supported for bloom: its ALiBi"),
         ("falcon", {"alibi": True}, "not supported for falcon: with alibi=true"),
-        ("olmo", {}, "not supported for olmo: it is not among the families tested"),
+        ("xlnet", {"d_model": 8, "n_head": 1, "d_inner": 8, "n_layer": 1}, "not supported for xlnet: it is not among the families tested"),
+        (
+            "qwen3",
+            {**MIXED, "use_sliding_window": False, "sliding_window": None},
+            "its layers slide, but sliding_window is not set",
+        ),
         (
             "qwen3",
             {"layer_types": ["full_attention", "linear_attention"]},
@@ -126,3 +140,24 @@ def test_attention_that_reads_no_such_mask_is_refused_by_name(attention: str) ->
     language.config._attn_implementation_internal = attention  # setting it aloud needs the kernels
     with pytest.raises(FlamingoError, match=f"its attention is '{attention}', expected eager or sdpa"):
         packed_masks(language, torch.zeros(1, 4, dtype=torch.int64))
+
+
+def test_every_family_that_packs_is_tested() -> None:
+    tested = {family.model_type for family in (*FAMILIES.values(), *PACKED_ALONE.values())}
+    assert tested - {"bloom"} == KEPT_APART
+
+
+@pytest.mark.parametrize("family", PACKED_ALONE.values(), ids=PACKED_ALONE)
+def test_packed_documents_have_the_logits_that_they_have_alone(family: Family) -> None:
+    language = random_language(family).eval()
+    documents = torch.arange(3, 10)[None], torch.arange(20, 25)[None]
+    segment_ids = segments_of([7, 5])
+    with torch.no_grad():
+        together = language(
+            torch.cat(documents, 1),
+            attention_mask=packed_masks(language, segment_ids),
+            position_ids=packed_positions(segment_ids),
+        ).logits[0]
+        alone = torch.cat([language(ids).logits[0] for ids in documents])
+    assert alone.std() > 1e-2
+    torch.testing.assert_close(together, alone, atol=1e-5, rtol=1e-5)
