@@ -107,5 +107,7 @@ def _why_not(config: PretrainedConfig) -> str | None:
     if "sliding_attention" in windows and windows["sliding_attention"] is None:
         return "its layers slide, but sliding_window is not set in its config"
     if attention not in MASKED_ATTENTION:
-        return f"its attention is {attention!r}, expected {' or '.join(MASKED_ATTENTION)} (language.attention)"
+        return (
+            f"its attention is {attention!r}, expected {' or '.join(MASKED_ATTENTION)} (language.attention)"
+        )
     return None

@@ -15,7 +15,8 @@ from flamingo_lite.models.configuration import VisionLanguageConfig
 from flamingo_lite.models.model import VisionLanguageModel
 from flamingo_lite.models.vision import VisionConfig, load_vision, tower_to_dict
 
-WORDS, FIRST_NEW, NEW = 64, 60, 5  # the last four rows of the base matrix lie beyond its tokenizer, as in Qwen
+# The last four rows of the base matrix lie beyond its tokenizer, as in Qwen.
+WORDS, FIRST_NEW, NEW = 64, 60, 5
 WINDOW = 4  # shorter than the documents of the tests
 
 COMMON = {"vocab_size": WORDS, "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0}
@@ -29,7 +30,13 @@ GPT2 = {
     "embd_pdrop": 0.0,
 }  # fmt: skip
 OPT = {**SIZES, "max_position_embeddings": 64, "ffn_dim": 24, "dropout": 0.0}
-FALCON = {**SIZES, "alibi": False, "new_decoder_architecture": False, "parallel_attn": True, "multi_query": True}
+FALCON = {
+    **SIZES,
+    "alibi": False,
+    "new_decoder_architecture": False,
+    "parallel_attn": True,
+    "multi_query": True,
+}
 
 
 @dataclass(frozen=True)

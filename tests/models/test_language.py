@@ -27,7 +27,11 @@ from flamingo_lite.models.language import LanguageConfig, load_language
         ("gemma3", {}, "a vision-language model"),
         ("mllama", {}, "a vision-language model"),
         ("flamingo_lite", {}, "a vision-language model"),
-        ("gemma3_text", {"use_bidirectional_attention": True}, "a model whose attention runs in both directions"),
+        (
+            "gemma3_text",
+            {"use_bidirectional_attention": True},
+            "a model whose attention runs in both directions",
+        ),
         ("clip", {}, "no language model"),
     ],
 )
@@ -49,7 +53,9 @@ def test_a_decoder_of_a_family_of_encoders_is_one(tmp_path: Path) -> None:
 
 
 def test_a_directory_without_a_config_says_what_it_holds(vision_directory: Path) -> None:
-    with pytest.raises(FlamingoError, match=r"holds no config.json but open_clip_config.json, open_clip_model"):
+    with pytest.raises(
+        FlamingoError, match=r"holds no config.json but open_clip_config.json, open_clip_model"
+    ):
         load_language(LanguageConfig(str(vision_directory)))
 
 

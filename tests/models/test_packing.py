@@ -110,7 +110,11 @@ def test_a_window_that_the_family_does_not_know_is_none() -> None:
     [
         ("bloom", {"n_head": 1, "n_layer": 1}, "not supported for bloom: its ALiBi"),
         ("falcon", {"alibi": True}, "not supported for falcon: with alibi=true"),
-        ("xlnet", {"d_model": 8, "n_head": 1, "d_inner": 8, "n_layer": 1}, "not supported for xlnet: it is not among the families tested"),
+        (
+            "xlnet",
+            {"d_model": 8, "n_head": 1, "d_inner": 8, "n_layer": 1},
+            "not supported for xlnet: it is not among the families tested",
+        ),
         (
             "qwen3",
             {**MIXED, "use_sliding_window": False, "sliding_window": None},
@@ -137,7 +141,7 @@ def test_what_cannot_be_packed_is_refused_by_name(
 @pytest.mark.parametrize("attention", ["flash_attention_2", "flex_attention"])
 def test_attention_that_reads_no_such_mask_is_refused_by_name(attention: str) -> None:
     language = AutoModelForCausalLM.from_config(LlamaConfig(**SMALL))
-    language.config._attn_implementation_internal = attention  # setting it aloud needs the kernels
+    language.config._attn_implementation = attention  # the model's own setter asks for the kernels
     with pytest.raises(FlamingoError, match=f"its attention is '{attention}', expected eager or sdpa"):
         packed_masks(language, torch.zeros(1, 4, dtype=torch.int64))
 
