@@ -68,7 +68,8 @@ def load_language(config: LanguageConfig) -> PreTrainedModel:
     if isinstance(source, Path) and not (source / "config.json").is_file():
         found = ", ".join(sorted(file.name for file in source.iterdir())[:6]) or "nothing"
         raise FlamingoError(
-            f"{source} holds no config.json but {found}; expected a causal language model's directory"
+            f"cannot load the language model {config.name!r}: the directory holds no config.json (found: {found}); "
+            "expected one that a causal language model was saved to"
         )
     try:
         known = AutoConfig.from_pretrained(source, revision=config.revision, trust_remote_code=False)
@@ -95,8 +96,8 @@ def load_language(config: LanguageConfig) -> PreTrainedModel:
     missing = sorted(info["missing_keys"])
     if missing:
         raise FlamingoError(
-            f"{config.name} lacks {len(missing)} weights of {type(language).__name__}, {missing[0]} first; "
-            "expected a whole causal language model, saved with its head"
+            f"cannot load the language model {config.name!r}: it lacks {len(missing)} weights of "
+            f"{type(language).__name__}, {missing[0]} first; expected a whole model, saved with its head"
         )
     return language
 
@@ -118,7 +119,7 @@ def refuse_other_models(config: PretrainedConfig, name: str) -> None:
         found = "no language model"
     if found is not None:
         raise FlamingoError(
-            f"language.name {name!r} is {found} (model_type {config.model_type!r}); expected a decoder-only "
+            f"language.name {name!r} holds {found} (model_type {config.model_type!r}); expected a decoder-only "
             "language model, one that AutoModelForCausalLM loads"
         )
 

@@ -270,10 +270,11 @@ def test_packing_keeps_documents_apart_or_is_refused_by_name(
     table.holds(name, joined, "packing")
 
 
+@pytest.mark.parametrize("precision", ["bfloat16", "autocast"])
 def test_in_bfloat16_no_packed_document_reads_another_or_it_is_refused(
-    family: Family, joined: VisionLanguageModel
+    family: Family, joined: VisionLanguageModel, precision: str
 ) -> None:
-    model = copy.deepcopy(joined).to(torch.bfloat16)
+    model = copy.deepcopy(joined).to(torch.bfloat16) if precision == "bfloat16" else joined
     batch = packed(two_rows())
     if family.refuses_packing:
         with pytest.raises(FlamingoError, match=f"not supported for {family.model_type}"):
@@ -281,7 +282,8 @@ def test_in_bfloat16_no_packed_document_reads_another_or_it_is_refused(
         return
     changed = {**batch, "input_ids": batch["input_ids"].clone()}
     changed["input_ids"][0, :7] = 33
-    with torch.no_grad():
+    autocast = torch.autocast("cpu", torch.bfloat16, enabled=precision == "autocast")
+    with torch.no_grad(), autocast:
         one, other = (model(**b).logits[0] for b in (batch, changed))
     assert torch.isfinite(one).all()
     assert not torch.equal(one[:7], other[:7])
