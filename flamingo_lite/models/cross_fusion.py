@@ -18,11 +18,12 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.modeling_layers import GradientCheckpointingLayer
 
+from flamingo_lite.errors import FlamingoError
 from flamingo_lite.models.language import decoder_layers
 from flamingo_lite.models.parts import keep_weights
-from flamingo_lite.nn.cache import MediaCache
+from flamingo_lite.nn.cache import Media, MediaCache
 from flamingo_lite.nn.gated import GatedConfig, GatedCrossAttention
-from flamingo_lite.nn.masks import MediaLayout, PreviousLayout
+from flamingo_lite.nn.masks import MediaLayout, PreviousLayout, media_layout, previous_layout
 
 
 @dataclass(frozen=True)
@@ -48,6 +49,35 @@ class FusionSlot:
             yield
         finally:
             self.context = None
+
+
+class CrossAttentionFusion:
+    """Gated blocks read the media; with all gates at 0 the language model is the one it was, bit for bit."""
+
+    replaces_marks = False
+
+    def __init__(
+        self, language: PreTrainedModel, media_width: int, config: GatedConfig, image_token_id: int
+    ) -> None:
+        self.sees = config.sees
+        self.slot = FusionSlot()
+        self.blocks = insert_blocks(language, media_width, config, self.slot)
+
+    @contextmanager
+    def __call__(self, inputs: dict[str, Any], media: Media) -> Iterator[dict[str, Any]]:
+        """The inputs as they are; the blocks see the media until the context ends."""
+        context = FusionContext(fusion_media(media.cache, media.tokens), self._layout(media))
+        with self.slot.holding(context):
+            yield inputs
+
+    def _layout(self, media: Media) -> MediaLayout | PreviousLayout:
+        if self.sees == "immediate":
+            return media_layout(media.index, len(media.cache))
+        if media.first is None and media.is_packed:
+            raise FlamingoError(
+                "packed documents under fusion.sees=all_previous need media_first in the batch"
+            )
+        return previous_layout(media.index, media.first)
 
 
 class FusedBlock(GradientCheckpointingLayer, GatedCrossAttention):
