@@ -145,7 +145,11 @@ def processor(model_config: dict[str, Any]) -> VisionLanguageProcessor:
 @pytest.fixture(scope="session")
 def prefix_config(model_config: dict[str, Any]) -> dict[str, Any]:
     """The same parts under prefix fusion: three media tokens per image, as wide as the embeddings."""
-    return {**model_config, "connector": {**model_config["connector"], "width": 32}, "fusion": {"name": "prefix"}}
+    return {
+        **model_config,
+        "connector": {**model_config["connector"], "width": 32},
+        "fusion": {"name": "prefix"},
+    }
 
 
 @pytest.fixture

@@ -7,7 +7,7 @@
 from __future__ import annotations
 
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, fields
+from dataclasses import asdict, dataclass, fields
 from typing import Any, Protocol
 
 from transformers import PreTrainedModel
@@ -60,6 +60,11 @@ class FusionConfig(GatedConfig):
                     f"or choose fusion.name={_reader_of(field.name)}"
                 )
         super().__post_init__()
+
+    def complete(self) -> dict[str, Any]:
+        """The name and all fields that the chosen fusion reads, defaults written out: what a saved model keeps."""
+        read = {"name", *FIELDS[self.name]}
+        return {name: value for name, value in asdict(self).items() if name in read}
 
     @property
     def replaces_marks(self) -> bool:

@@ -24,6 +24,9 @@ from flamingo_lite.models.language import refuse_packing
 from flamingo_lite.nn.cache import Media
 from flamingo_lite.nn.masks import packing_mask
 
+Masks = Tensor | dict[str, Tensor]
+"""One mask (b 1 t s), or one for each type of attention that the layers have, by its name."""
+
 
 class PrefixConfig(Protocol):
     """`bidirectional`: the tokens of one image see each other both ways; otherwise all is causal."""
@@ -64,22 +67,23 @@ class PrefixFusion:
         embedded = splice(embedded, media.tokens, media_token_index(is_mark, media.index, n))
         inputs = {name: value for name, value in inputs.items() if name != "input_ids"}
         if self.bidirectional and bool(is_mark.any()):
-            mask = self._causal_mask(inputs["attention_mask"], past, seen, embedded)
-            inputs["attention_mask"] = see_whole_images(mask, image_number(is_mark, n), seen)
+            masks = self._causal_masks(inputs["attention_mask"], past, seen, embedded)
+            inputs["attention_mask"] = see_whole_images(masks, image_number(is_mark, n), seen)
         yield {**inputs, "inputs_embeds": embedded}
 
-    def _causal_mask(self, mask: Tensor | None, past: Any, seen: int, like: Tensor) -> Tensor:
-        """A mask of four dimensions, if `mask` (b s) is not one already."""
-        if mask is not None and mask.dim() == 4:
+    def _causal_masks(self, mask: Masks | None, past: Any, seen: int, like: Tensor) -> Masks:
+        """(b 1 t s), unless packing or a static cache has made it so already: `mask` (b s)."""
+        if isinstance(mask, dict) or (mask is not None and mask.dim() == 4):
             return mask
         self._refuse_bidirectional()
         b, t = like.shape[:2]
         one_document = torch.zeros(b, seen + t, dtype=torch.int64, device=like.device)
-        mask = packing_mask(one_document, mask, like.dtype)[:, :, seen:]
+        causal = packing_mask(one_document, mask, like.dtype)[:, :, seen:]
         if past is None or not getattr(past, "is_compileable", False):
-            return mask
+            return causal
         # A static cache attends over its whole length from the start.
-        return F.pad(mask, (0, past.max_cache_len - mask.shape[-1]), value=torch.finfo(like.dtype).min)
+        unused = past.layers[0].max_cache_len - causal.shape[-1]
+        return F.pad(causal, (0, unused), value=torch.finfo(like.dtype).min)
 
     def _refuse_bidirectional(self) -> None:
         try:
@@ -135,12 +139,17 @@ def check_marks(is_mark: Tensor, media_index: Tensor, n: int, is_continued: bool
     )
 
 
-def see_whole_images(mask: Tensor, number: Tensor, seen: int) -> Tensor:
-    """The mask (b 1 t s), additive or bool, opened between positions (b t) of one image `number`: GIT's mask.
+def see_whole_images(masks: Masks, number: Tensor, seen: int) -> Masks:
+    """A mask (b 1 t s), additive or bool, opened between positions (b t) of one image `number`: GIT's mask.
 
     `seen`: how many of the s columns come before the t positions.
     """
-    t = number.shape[1]
+    if isinstance(masks, dict):
+        return {kind: _see_whole(mask, number, seen) for kind, mask in masks.items()}
+    return _see_whole(masks, number, seen)
+
+
+def _see_whole(mask: Tensor, number: Tensor, seen: int) -> Tensor:
     whole = (number[:, :, None] == number[:, None, :]) & (number >= 0)[:, :, None]
-    whole = F.pad(whole, (seen, mask.shape[-1] - seen - t))[:, None]
+    whole = F.pad(whole, (seen, mask.shape[-1] - seen - number.shape[1]))[:, None]
     return mask | whole if mask.dtype == torch.bool else mask.masked_fill(whole, 0.0)

@@ -57,7 +57,12 @@ def test_cached_decoding_equals_full_recomputation(
     new: int,
 ) -> None:
     batch = prefix_processor([make(segments, image_of), make([2, "abcdef"], image_of)])
-    options = {"max_new_tokens": new, "do_sample": False, "output_logits": True, "return_dict_in_generate": True}
+    options = {
+        "max_new_tokens": new,
+        "do_sample": False,
+        "output_logits": True,
+        "return_dict_in_generate": True,
+    }
     cached, full = (either.generate(**batch, **options, use_cache=use) for use in (True, False))
     assert torch.equal(cached.sequences, full.sequences)
     for a, b in zip(cached.logits, full.logits, strict=True):
@@ -100,9 +105,7 @@ def test_other_ways_of_decoding_give_the_greedy_text(
     # Both images stand twice, so that prompt lookup finds <image> among its candidates.
     prompt = prefix_processor([make([0, 1, "ab", 0, 1, "ab"], image_of)])
     greedy = {"max_new_tokens": 6, "do_sample": False, "eos_token_id": None}
-    assert torch.equal(
-        either.generate(**prompt, **greedy, **options), either.generate(**prompt, **greedy)
-    )
+    assert torch.equal(either.generate(**prompt, **greedy, **options), either.generate(**prompt, **greedy))
 
 
 def test_a_prompt_in_parts_that_hold_their_images_whole_gives_the_same_text(
@@ -146,7 +149,9 @@ def test_batches_change_no_text_and_no_order(
 
 
 @pytest.mark.parametrize(
-    "candidates", [["yes", "no", Text("y", ends_chunk=True), "a longer one"], ["a", "b"]], ids=["long", "one token"]
+    "candidates",
+    [["yes", "no", Text("y", ends_chunk=True), "a longer one"], ["a", "b"]],
+    ids=["long", "one token"],
 )
 def test_scores_are_the_log_probabilities_of_full_recomputation(
     either: VisionLanguageModel,

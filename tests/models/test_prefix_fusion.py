@@ -176,7 +176,11 @@ def joined(request: pytest.FixtureRequest, vision_directory: Any) -> VisionLangu
         text_config=language.config,
         vision_tower=tower_to_dict(tower),
         connector={
-            **{"depth": 1, "latents": 2, "heads": 2, "dim_head": 4, "ff_mult": 1},
+            "depth": 1,
+            "latents": 2,
+            "heads": 2,
+            "dim_head": 4,
+            "ff_mult": 1,
             "width": language.get_input_embeddings().weight.shape[1],
         },
         fusion={"name": "prefix"},
@@ -197,7 +201,9 @@ def test_without_images_the_logits_are_the_language_models_own_bit_for_bit(
     state = joined.language.state_dict()
     alone.load_state_dict({key: state[key] for key in alone.state_dict()})
     positions = {"position_ids": (mask.cumsum(1) - 1).clamp(min=0)}
-    theirs = alone(ids, attention_mask=mask, **(positions if "position_ids" in joined.accepted else {})).logits
+    theirs = alone(
+        ids, attention_mask=mask, **(positions if "position_ids" in joined.accepted else {})
+    ).logits
     assert torch.equal(joined(ids, attention_mask=mask).logits[..., :60], theirs)
     added = set(state) - set(alone.state_dict())
     assert {key.rsplit(".", 1)[-1] for key in added} == {"new_rows"}
@@ -206,9 +212,7 @@ def test_without_images_the_logits_are_the_language_models_own_bit_for_bit(
 @torch.no_grad()
 def test_media_tokens_stand_where_their_embeddings_would(joined: VisionLanguageModel) -> None:
     """An image whose tokens are the embeddings of two words reads as these words."""
-    words = joined.get_input_embeddings()
-    # Not through the module where it scales what it looks up: features go in as they are.
-    tokens = words(torch.tensor([[11, 12], [13, 14]]))
+    tokens = joined.get_input_embeddings()(torch.tensor([[11, 12], [13, 14]]))
     spliced = joined(
         torch.tensor([[3, 60, 60, 5, 60, 60]]),
         media_index=torch.tensor([[-1, 1, 1, 1, 0, 0]]),
@@ -343,7 +347,9 @@ def test_training_changes_what_trains_the_new_rows_too_and_nothing_else(
         copy.deepcopy({n: p for n, p in prefix_model.named_parameters() if p.requires_grad}),
     )
     optimizer = torch.optim.AdamW([p for p in prefix_model.parameters() if p.requires_grad], lr=0.1)
-    prefix_model.train()(**prefix_processor([make([0, "ab", 1, "c"], image_of)], complete=True)).loss.backward()
+    prefix_model.train()(
+        **prefix_processor([make([0, "ab", 1, "c"], image_of)], complete=True)
+    ).loss.backward()
     optimizer.step()
     assert frozen_sha256(prefix_model) == before
     after = dict(prefix_model.named_parameters())
@@ -400,7 +406,9 @@ def test_the_processor_of_another_fusion_is_refused(
 
 def test_a_connector_of_another_width_is_refused(prefix_config: dict[str, Any]) -> None:
     config = {**prefix_config, "connector": {**prefix_config["connector"], "width": None}}
-    with pytest.raises(FlamingoError, match=r"tokens of width 24.*embeddings of width 32; set connector\.width=32"):
+    with pytest.raises(
+        FlamingoError, match=r"tokens of width 24.*embeddings of width 32; set connector\.width=32"
+    ):
         build(config)
 
 
@@ -411,9 +419,15 @@ def test_a_connector_of_another_width_is_refused(prefix_config: dict[str, Any]) 
     ("fusion", "message"),
     [
         ({"name": "prefx"}, "did you mean 'prefix'"),
-        ({"name": "prefix", "every": 2}, r"fusion\.every is 2, but prefix fusion .* fusion\.name=cross_attention"),
+        (
+            {"name": "prefix", "every": 2},
+            r"fusion\.every is 2, but prefix fusion .* fusion\.name=cross_attention",
+        ),
         ({"name": "prefix", "sees": "all_previous"}, r"fusion\.sees is 'all_previous'"),
-        ({"bidirectional": True}, r"fusion\.bidirectional is True, but cross_attention .* fusion\.name=prefix"),
+        (
+            {"bidirectional": True},
+            r"fusion\.bidirectional is True, but cross_attention .* fusion\.name=prefix",
+        ),
     ],
 )
 def test_a_field_that_the_fusion_does_not_read_is_refused(fusion: dict[str, Any], message: str) -> None:
@@ -423,9 +437,16 @@ def test_a_field_that_the_fusion_does_not_read_is_refused(fusion: dict[str, Any]
 
 def test_a_config_without_a_name_is_cross_attention(model: VisionLanguageModel, tmp_path: Any) -> None:
     old = VisionLanguageConfig.from_dict(model.config.to_dict())
-    del old.fusion["name"], old.fusion["bidirectional"]
+    del old.fusion["name"]
     assert FusionConfig(**old.fusion).name == "cross_attention"
     assert list(VisionLanguageModel(old).blocks) == [0, 1]
+
+
+def test_a_saved_config_holds_what_its_fusion_reads_and_nothing_else(
+    model: VisionLanguageModel, prefix_model: VisionLanguageModel
+) -> None:
+    assert prefix_model.config.fusion == {"name": "prefix", "bidirectional": False}
+    assert "every" in model.config.fusion and "bidirectional" not in model.config.fusion
 
 
 def test_the_processor_is_built_for_the_fusion(

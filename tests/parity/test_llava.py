@@ -47,7 +47,9 @@ def theirs() -> Any:
     vision = CLIPVisionConfig(
         hidden_size=24, intermediate_size=32, num_hidden_layers=3, num_attention_heads=2, image_size=16, patch_size=8
     )  # fmt: skip
-    config = LlavaConfig(vision_config=vision, text_config=text, image_token_id=IMAGE, vision_feature_layer=-2)
+    config = LlavaConfig(
+        vision_config=vision, text_config=text, image_token_id=IMAGE, vision_feature_layer=-2
+    )
     config.image_token_id = IMAGE
     return randomised(LlavaForConditionalGeneration(config))
 

@@ -23,7 +23,9 @@ def losses(output: Path) -> list[float]:
     return [row["loss"] for row in read_metrics(output / "metrics.csv")]
 
 
-def test_training_lowers_the_loss_and_leaves_a_model_that_loads(prefix_recipe: Recipe, tmp_path: Path) -> None:
+def test_training_lowers_the_loss_and_leaves_a_model_that_loads(
+    prefix_recipe: Recipe, tmp_path: Path
+) -> None:
     directory = run_stage(prefix_recipe(tmp_path / "run", steps=30, batch_size=8))
     found = losses(tmp_path / "run")
     assert sum(found[-5:]) < 0.8 * sum(found[:5])
