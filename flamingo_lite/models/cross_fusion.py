@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -24,6 +24,9 @@ from flamingo_lite.models.parts import keep_weights
 from flamingo_lite.nn.cache import Media, MediaCache
 from flamingo_lite.nn.gated import GatedConfig, GatedCrossAttention
 from flamingo_lite.nn.masks import MediaLayout, PreviousLayout, media_layout, previous_layout
+
+Fused = tuple[dict[str, Any], AbstractContextManager[None]]
+"""The inputs of the language model, and the context to run it in."""
 
 
 @dataclass(frozen=True)
@@ -63,12 +66,10 @@ class CrossAttentionFusion:
         self.slot = FusionSlot()
         self.blocks = insert_blocks(language, media_width, config, self.slot)
 
-    @contextmanager
-    def __call__(self, inputs: dict[str, Any], media: Media) -> Iterator[dict[str, Any]]:
-        """The inputs as they are; the blocks see the media until the context ends."""
+    def __call__(self, inputs: dict[str, Any], media: Media) -> Fused:
+        """The inputs as they are, and a context in which the blocks find the media."""
         context = FusionContext(fusion_media(media.cache, media.tokens), self._layout(media))
-        with self.slot.holding(context):
-            yield inputs
+        return inputs, self.slot.holding(context)
 
     def _layout(self, media: Media) -> MediaLayout | PreviousLayout:
         if self.sees == "immediate":

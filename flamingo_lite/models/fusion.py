@@ -6,14 +6,13 @@
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass, fields
 from typing import Any, Protocol
 
 from transformers import PreTrainedModel
 
 from flamingo_lite.errors import FlamingoError
-from flamingo_lite.models.cross_fusion import CrossAttentionFusion, FusedBlock
+from flamingo_lite.models.cross_fusion import CrossAttentionFusion, Fused, FusedBlock
 from flamingo_lite.models.prefix_fusion import PrefixFusion
 from flamingo_lite.names import check_choice
 from flamingo_lite.nn.cache import Media
@@ -21,11 +20,11 @@ from flamingo_lite.nn.gated import GatedConfig
 
 
 class Fusion(Protocol):
-    """Called with the language model's inputs and the batch's media, it yields the inputs to run it with."""
+    """From the language model's inputs and the batch's media: what to run it with, and in which context."""
 
     blocks: dict[int, FusedBlock]
 
-    def __call__(self, inputs: dict[str, Any], media: Media) -> AbstractContextManager[dict[str, Any]]: ...
+    def __call__(self, inputs: dict[str, Any], media: Media) -> Fused: ...
 
 
 FUSIONS: dict[str, type[CrossAttentionFusion] | type[PrefixFusion]] = {

@@ -144,7 +144,8 @@ class VisionLanguageModel(PreTrainedModel, GenerationMixin):
             "use_cache": use_cache if labels is None else False,
             "return_dict": True,
         }
-        with self.fuse(inputs, seen) as inputs:
+        inputs, reading = self.fuse(inputs, seen)
+        with reading:
             if labels is not None and self.training and self.has_plain_head:
                 hidden = self.language.base_model(**inputs).last_hidden_state
                 head: Any = self.language.get_output_embeddings()  # not None: it has a plain head

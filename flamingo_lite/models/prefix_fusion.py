@@ -8,8 +8,7 @@ tokens per image, d width.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import nullcontext
 from typing import Any, Protocol
 
 import torch
@@ -19,7 +18,7 @@ from transformers import PreTrainedModel
 
 from flamingo_lite.batch import NO_IMAGE
 from flamingo_lite.errors import FlamingoError
-from flamingo_lite.models.cross_fusion import FusedBlock
+from flamingo_lite.models.cross_fusion import Fused, FusedBlock
 from flamingo_lite.models.language import refuse_packing
 from flamingo_lite.nn.cache import Media
 from flamingo_lite.nn.masks import packing_mask
@@ -56,8 +55,7 @@ class PrefixFusion:
         if self.bidirectional:
             self._refuse_bidirectional()
 
-    @contextmanager
-    def __call__(self, inputs: dict[str, Any], media: Media) -> Iterator[dict[str, Any]]:
+    def __call__(self, inputs: dict[str, Any], media: Media) -> Fused:
         """The inputs with embeddings in place of ids. Raises FlamingoError naming a row whose marks do not fit."""
         ids, past = inputs["input_ids"], inputs["past_key_values"]
         seen = 0 if past is None else int(past.get_seq_length())
@@ -69,7 +67,7 @@ class PrefixFusion:
         if self.bidirectional and bool(is_mark.any()):
             masks = self._causal_masks(inputs["attention_mask"], past, seen, embedded)
             inputs["attention_mask"] = see_whole_images(masks, image_number(is_mark, n), seen)
-        yield {**inputs, "inputs_embeds": embedded}
+        return {**inputs, "inputs_embeds": embedded}, nullcontext()
 
     def _causal_masks(self, mask: Masks | None, past: Any, seen: int, like: Tensor) -> Masks:
         """(b 1 t s), unless packing or a static cache has made it so already: `mask` (b s)."""
@@ -128,14 +126,10 @@ def check_marks(is_mark: Tensor, media_index: Tensor, n: int, is_continued: bool
         return
     row = int((~fits).nonzero()[0])
     marks, images = int(is_mark[row].sum()), len(media_index[row][media_index[row] >= 0].unique())
-    advice = (
-        "every part of a prompt must hold its images whole"
-        if is_continued
-        else f"use the processor that belongs to the model (template.image_tokens={n})"
-    )
     raise FlamingoError(
         f"row {row} has {marks} <image> ids and reads {images} images; expected {n} ids for each image, at the place "
-        f"where media_index turns to it: {advice}"
+        f"where media_index turns to it; use the processor that belongs to the model (template.image_tokens={n}), and "
+        "cut no image in two where a prompt is given in parts"
     )
 
 

@@ -115,7 +115,7 @@ def test_a_prompt_in_parts_that_hold_their_images_whole_gives_the_same_text(
     greedy = {"max_new_tokens": 4, "do_sample": False, "eos_token_id": None}
     whole = either.generate(**prompt, **greedy)
     assert torch.equal(either.generate(**prompt, **greedy, prefill_chunk_size=8), whole)
-    with pytest.raises(FlamingoError, match=r"row 0 has 2 <image> ids|must hold its images whole"):
+    with pytest.raises(FlamingoError, match="row 0 has 2 <image> ids.*cut no image in two"):
         either.generate(**prompt, **greedy, prefill_chunk_size=6)
 
 
