@@ -24,6 +24,12 @@ from tests.models.test_model import MANY, SEGMENTS, TOLERANCE, make
 ImageOf = Callable[[int], Image]
 
 
+@pytest.fixture
+def bidirectional(prefix_config: dict[str, Any]) -> VisionLanguageModel:
+    torch.manual_seed(3)
+    return build({**prefix_config, "fusion": {"name": "prefix", "bidirectional": True}}).eval()
+
+
 def naive_mask(image_of_position: list[int]) -> Tensor:
     """(1 1 t t) additive, entry by entry; a position's number is its image's, -1 for text."""
     t = len(image_of_position)
@@ -46,9 +52,9 @@ def git_mask(visual: int, text: int) -> Tensor:
 
 @torch.no_grad()
 def test_an_image_in_front_of_text_is_read_under_gits_mask(
-    prefix_config: dict[str, Any], prefix_processor: VisionLanguageProcessor
+    bidirectional: VisionLanguageModel, prefix_processor: VisionLanguageProcessor
 ) -> None:
-    model = build({**prefix_config, "fusion": {"name": "prefix", "bidirectional": True}}).eval()
+    model = bidirectional
     tokens = torch.randn(1, 3, 32)
     image = prefix_processor.image_token_id
     ids, words = torch.tensor([[image] * 3 + [7, 8, 9, 10]]), torch.tensor([[7, 8, 9, 10]])
@@ -63,13 +69,12 @@ def test_an_image_in_front_of_text_is_read_under_gits_mask(
 @given(segments=SEGMENTS)
 @torch.no_grad()
 def test_images_anywhere_see_themselves_whole_and_text_stays_causal(
-    prefix_config: dict[str, Any],
+    bidirectional: VisionLanguageModel,
     prefix_processor: VisionLanguageProcessor,
     image_of: ImageOf,
     segments: list[int | str],
 ) -> None:
-    torch.manual_seed(3)
-    model = build({**prefix_config, "fusion": {"name": "prefix", "bidirectional": True}}).eval()
+    model = bidirectional
     batch = prefix_processor([make(segments, image_of)])
     marks = batch.input_ids == prefix_processor.image_token_id
     numbers = batch.media_index.masked_fill(~marks, -1)[0].tolist()
