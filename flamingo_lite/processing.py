@@ -5,7 +5,7 @@ Shape letters: b batch, t text positions, m images in the whole batch, c channel
 """
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal, Self, TypeVar, cast
@@ -19,6 +19,7 @@ from transformers import BatchFeature, PreTrainedTokenizerBase, ProcessorMixin
 from flamingo_lite.batch import IGNORED, NO_IMAGE, NO_SEGMENT, Batch
 from flamingo_lite.document import IMAGE_TOKEN, Document, Image
 from flamingo_lite.errors import FlamingoError
+from flamingo_lite.text.chat import chat_template_for, check_messages
 from flamingo_lite.text.template import Template
 from flamingo_lite.text.tokenizer import Encoded, add_tokens, encode
 
@@ -86,7 +87,8 @@ Component = TypeVar("Component", ImageTransform, Template)
 class VisionLanguageProcessor(ProcessorMixin):
     """Documents to a `Batch`; also the `text`, `images` call that transformers' pipelines make.
 
-    The tokenizer gets `<image>`, `<|endofchunk|>` and a padding token where it lacks them.
+    The tokenizer gets `<image>`, `<|endofchunk|>` and a padding token where it lacks them. `chat_template`: how
+    chat messages become text; by default the tokenizer's own, with marks for images, or a line for each message.
     """
 
     def __init__(
@@ -97,7 +99,10 @@ class VisionLanguageProcessor(ProcessorMixin):
         chat_template: str | None = None,
     ) -> None:
         add_tokens(tokenizer)
-        super().__init__(tokenizer, chat_template=chat_template)
+        # Pipelines that batch pad with the tokenizer's side, and a prompt is continued at its right.
+        tokenizer.padding_side = "left"
+        own = getattr(tokenizer, "chat_template", None)
+        super().__init__(tokenizer, chat_template=chat_template or chat_template_for(own))
         self.image_transform = _component(ImageTransform, image_transform)
         self.template = _component(Template, template)
         self.image_token = IMAGE_TOKEN
@@ -124,8 +129,11 @@ class VisionLanguageProcessor(ProcessorMixin):
         """
         if documents is None:
             _check_options(pipeline_options)
-            documents = interleave(text, images)
-            batch = self.collate(self.encode_all(documents, False, max_length), padding_side or "left")
+            template = self.template
+            if pipeline_options.get("add_special_tokens") is False or self._is_begun(text):
+                template = replace(template, begin=False)
+            encoded = self.encode_all(interleave(text, images), False, max_length, template)
+            batch = self.collate(encoded, padding_side or "left")
             names = ("input_ids", "attention_mask", "pixel_values", "media_index")
             return BatchFeature({name: batch[name] for name in names})
         if text is not None or images is not None or pipeline_options:
@@ -142,16 +150,39 @@ class VisionLanguageProcessor(ProcessorMixin):
         complete: bool = False,
         max_length: int | None = None,
         name: str = "document",
+        template: Template | None = None,
     ) -> Encoded:
         """Ids, labels and media index of one document; see `text.tokenizer.encode`."""
-        return encode(document, self.tokenizer, self.template, complete, max_length, name)
+        return encode(document, self.tokenizer, template or self.template, complete, max_length, name)
 
     def encode_all(
-        self, documents: Document | Sequence[Document], complete: bool = False, max_length: int | None = None
+        self,
+        documents: Document | Sequence[Document],
+        complete: bool = False,
+        max_length: int | None = None,
+        template: Template | None = None,
     ) -> list[Encoded]:
-        """Each document encoded under a name that says which it is."""
+        """Each document encoded under a name that says which it is, by the processor's template if none is given."""
         documents = [documents] if isinstance(documents, Document) else documents
-        return [self.encode(d, complete, max_length, document_name(d, i)) for i, d in enumerate(documents)]
+        names = [document_name(document, i) for i, document in enumerate(documents)]
+        return [
+            self.encode(document, complete, max_length, name, template)
+            for document, name in zip(documents, names, strict=True)
+        ]
+
+    # Any: the options differ between the versions of transformers.
+    def apply_chat_template(self, conversation: Any, *args: Any, **options: Any) -> Any:
+        """transformers' own, over texts and images: the written chat, or with `tokenize` and `return_dict` what
+        `generate` takes. Errors: `FlamingoError` naming the message for contents of any other kind.
+        """
+        check_messages(conversation)
+        return super().apply_chat_template(conversation, *args, **options)
+
+    def _is_begun(self, text: str | Sequence[str] | None) -> bool:
+        """Has a chat template written the begin token already?"""
+        texts = [text] if isinstance(text, str) else list(text or [])
+        begin = self.tokenizer.bos_token
+        return begin is not None and bool(texts) and all(t.startswith(str(begin)) for t in texts)
 
     def collate(
         self,
@@ -340,6 +371,8 @@ def _check_options(options: dict[str, Any]) -> None:
         "return_tensors": ("pt", None),
         "padding": (True, "longest"),
         "add_special_tokens": (True, False, None),
+        "videos": (None,),
+        "audio": (None,),
     }
     for name, value in options.items():
         if name not in allowed or value not in allowed[name]:

@@ -12,7 +12,6 @@ from typing import Any, Self
 import torch
 from torch import Tensor, nn
 from transformers import (
-    AutoConfig,
     AutoModel,
     AutoModelForCausalLM,
     AutoModelForImageTextToText,
@@ -313,7 +312,6 @@ class VisionLanguageModel(PreTrainedModel, GenerationMixin):
         }
 
 
-AutoConfig.register(VisionLanguageConfig.model_type, VisionLanguageConfig)
 AutoModel.register(VisionLanguageConfig, VisionLanguageModel)
 AutoModelForCausalLM.register(VisionLanguageConfig, VisionLanguageModel)
 AutoModelForImageTextToText.register(VisionLanguageConfig, VisionLanguageModel)
