@@ -243,6 +243,11 @@ class VisionLanguageProcessor(ProcessorMixin):
         return IMAGE_TOKEN * self.template.image_tokens
 
     @property
+    def image_processor(self) -> Self:
+        """This processor: it prepares its images itself. Pipelines ask for it when they batch."""
+        return self
+
+    @property
     def model_input_names(self) -> list[str]:
         return ["input_ids", "attention_mask", "pixel_values", "media_index"]
 

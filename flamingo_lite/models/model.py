@@ -24,6 +24,7 @@ from flamingo_lite.errors import FlamingoError
 from flamingo_lite.models.configuration import VisionLanguageConfig
 from flamingo_lite.models.connector import ConnectorConfig, build_connector
 from flamingo_lite.models.cross_fusion import leave_whole_layers_to_their_forward
+from flamingo_lite.models.decoding import check_assistant, check_decoding
 from flamingo_lite.models.fusion import FusionConfig, build_fusion
 from flamingo_lite.models.language import (
     accepted_arguments,
@@ -224,8 +225,9 @@ class VisionLanguageModel(PreTrainedModel, GenerationMixin):
 
         Images are encoded and projected once, shared by beams and samples; `<image>` is never generated; a
         new token sees what its row's last token saw. Raises FlamingoError for a media index that does not fit
-        the images.
+        the images, and for ways of decoding that cannot be had (decoding.py).
         """
+        check_decoding(kwargs, kwargs.get("generation_config") or self.generation_config)
         for name in ("labels", "position_ids"):
             kwargs.pop(name, None)
         if kwargs.pop("segment_ids", None) is not None:
@@ -239,6 +241,11 @@ class VisionLanguageModel(PreTrainedModel, GenerationMixin):
         media_index = kwargs.pop("media_index", None)
         if media_index is None:
             media_index = torch.full_like(input_ids, -1)
+        if kwargs.get("attention_mask") is not None:
+            # Whoever padded (a pipeline, say) may not know that padding reads no image.
+            media_index = media_index.masked_fill(kwargs["attention_mask"] == 0, -1)
+        if kwargs.get("assistant_model") is not None:
+            check_assistant(self, kwargs["assistant_model"], is_encoded=media is not None)
         if media is None:
             media = self._images(pixel_values, media_index)
         if self.fusion.sees == "all_previous" and kwargs.get("media_first") is None:
@@ -247,6 +254,12 @@ class VisionLanguageModel(PreTrainedModel, GenerationMixin):
         # transformers' protocol of its host names attributes that only some models have (encoder).
         return super().generate(  # pyrefly: ignore[bad-argument-type]
             input_ids, media=media, media_index=media_index, suppress_tokens=sorted(suppressed), **kwargs
+        )
+
+    def init_continuous_batching(self, *args: Any, **kwargs: Any) -> Any:
+        """Refused: continuous batching packs rows without their images."""
+        raise FlamingoError(
+            "continuous batching (generate_batch) hands no images to the model; use generate, or flamingo_lite.generate"
         )
 
     # Narrower than transformers', which passes all but the ids by name.
