@@ -243,7 +243,8 @@ class VisionLanguageModel(PreTrainedModel, GenerationMixin):
             media_index = torch.full_like(input_ids, -1)
         if kwargs.get("attention_mask") is not None:
             # Whoever padded (a pipeline, say) may not know that padding reads no image.
-            media_index = media_index.masked_fill(kwargs["attention_mask"] == 0, -1)
+            is_padding = kwargs["attention_mask"][:, : media_index.shape[1]] == 0
+            media_index = media_index.masked_fill(is_padding, -1)
         if kwargs.get("assistant_model") is not None:
             check_assistant(self, kwargs["assistant_model"], is_encoded=media is not None)
         if media is None:
