@@ -58,7 +58,7 @@ def build(model_config: ModelConfig | Mapping[str, Any] | DictConfig | None = No
     outer = VisionLanguageConfig(
         text_config=language.config,
         vision_tower=tower_to_dict(tower),
-        connector=asdict(config.connector),
+        connector=config.connector.complete(),
         fusion=config.fusion.complete(),
         policy=dict(config.policy),
         sources=asdict(config),
@@ -90,7 +90,9 @@ def build_processor(
 def media_tokens(config: ModelConfig, tower: VisionTower) -> int:
     """How many media tokens the connector makes of an image, without weights: on the meta device."""
     with torch.device("meta"):
-        return build_connector(VisionEncoder(tower).width, config.connector).tokens
+        encoder = VisionEncoder(tower)
+        # The width of the tokens changes nothing about their number.
+        return build_connector(encoder.width, encoder.patches, encoder.width, config.connector).tokens
 
 
 def new_tokens(tokenizer: PreTrainedTokenizerBase) -> tuple[int, int, int]:

@@ -10,12 +10,12 @@ from __future__ import annotations
 import functools
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedModel
+from transformers import PretrainedConfig, PreTrainedModel
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from flamingo_lite.errors import FlamingoError
@@ -90,17 +90,40 @@ class FusedBlock(GradientCheckpointingLayer, GatedCrossAttention):
 def insert_blocks(
     language: PreTrainedModel, media_width: int, config: GatedConfig, slot: FusionSlot
 ) -> dict[int, FusedBlock]:
-    """Put a block before every layer i with (i + 1) % every == 0; returns them by layer number."""
-    width = language.config.get_text_config().hidden_size
+    """Put a block before every layer that `config` names (`every`, `place`); returns them by layer number.
+
+    Raises FlamingoError where not one layer is named, or heads cannot be told.
+    """
+    text_config = language.config.get_text_config()
+    config = with_heads_of(text_config, config)
+    width = text_config.hidden_size
     blocks = {}
     for i, layer in enumerate(decoder_layers(language)):
-        if (i + 1) % config.every == 0:
+        if config.stands_before(i):
             blocks[i] = FusedBlock(width, media_width, config, layer=i)
             # The language model's own _init_weights would draw these anew, gates included.
             keep_weights(blocks[i])
             layer.cross_attention = blocks[i]
             layer.forward = functools.partial(fused_forward, layer, slot)
+    if not blocks:
+        raise FlamingoError(
+            f"fusion.every is {config.every}, but the language model has {text_config.num_hidden_layers} layers: no "
+            "block would stand anywhere; give at most that number"
+        )
     return blocks
+
+
+def with_heads_of(text_config: PretrainedConfig, config: GatedConfig) -> GatedConfig:
+    """`config` with the language model's own number of heads where it leaves `heads` open."""
+    if config.heads is not None:
+        return config
+    heads = getattr(text_config, "num_attention_heads", None)
+    if not isinstance(heads, int):
+        raise FlamingoError(
+            f"fusion.heads is null, and the config of {text_config.model_type} has num_attention_heads {heads!r}, "
+            "expected a whole number; give fusion.heads"
+        )
+    return replace(config, heads=heads)
 
 
 def fused_forward(

@@ -36,6 +36,7 @@ from flamingo_lite.models.parts import keep_weights
 from flamingo_lite.models.policy import apply_policy
 from flamingo_lite.models.vision import VisionEncoder, VisionTower
 from flamingo_lite.nn.cache import Media, MediaCache
+from flamingo_lite.nn.gated import gate_value
 from flamingo_lite.nn.loss import next_token_loss
 from flamingo_lite.nn.masks import check_media_index, first_images, packing_mask
 
@@ -68,7 +69,12 @@ class VisionLanguageModel(PreTrainedModel, GenerationMixin):
         """
         super().__init__(config)
         self.vision = vision or VisionEncoder(VisionTower(**config.vision_tower))
-        self.connector = build_connector(self.vision.width, ConnectorConfig(**config.connector))
+        self.connector = build_connector(
+            self.vision.width,
+            self.vision.patches,
+            config.text_config.get_text_config().hidden_size,
+            ConnectorConfig(**config.connector),
+        )
         keep_weights(self.connector)
         self.language = language or AutoModelForCausalLM.from_config(config.language_config())
         # An outer config resets this to None, and masks made from it (static caches) would be dropped
@@ -298,9 +304,9 @@ class VisionLanguageModel(PreTrainedModel, GenerationMixin):
         leave_whole_layers_to_their_forward(self.language)
 
     def gate_values(self) -> dict[int, tuple[float, float]]:
-        """tanh of the two gates (attention, feed-forward) of each block, by decoder layer."""
+        """How far the two gates (attention, feed-forward) of each block are open, by decoder layer."""
         return {
-            i: (block.attention_gate.tanh().item(), block.feed_forward_gate.tanh().item())
+            i: (gate_value(block.attention_gate), gate_value(block.feed_forward_gate))
             for i, block in self.blocks.items()
         }
 

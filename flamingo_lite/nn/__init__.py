@@ -1,1 +1,1 @@
-"""The pieces of the join as plain torch modules: resampler, gated cross-attention, masks, the media cache."""
+"""The pieces of the join as plain torch modules: connectors, gated cross-attention, masks, the media cache."""

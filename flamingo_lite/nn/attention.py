@@ -1,8 +1,8 @@
 """Attention of text positions to the latents of images, each position to the images that it may read and no
 other.
 
-Shape letters: b batch, t text positions, m images in the whole batch, n latents per image, h heads, e head
-width, g groups, c positions in a group, i images of one row.
+Shape letters: b batch, t text positions, m images in the whole batch, n latents per image, h heads, k key and
+value heads, e head width, g groups, c positions in a group, i images of one row.
 """
 
 from __future__ import annotations
@@ -16,9 +16,10 @@ from flamingo_lite.nn.masks import MediaLayout, PreviousLayout, previous_mask
 
 
 def attend(query: Tensor, key: Tensor, value: Tensor, layout: MediaLayout | PreviousLayout) -> Tensor:
-    """(b t h e) queries over the latents (m h n e) of all images -> (b t h e).
+    """(b t h e) queries over the latents (m k n e) of all images -> (b t h e).
 
-    A position without an image gets exactly zero. Scores are scaled by e^-0.5.
+    A position without an image gets exactly zero. Scores are scaled by e^-0.5. Each of the k key and value heads
+    serves h / k queries next to each other (grouped-query attention; k == h is the usual case).
     """
     if isinstance(layout, MediaLayout):
         return attend_to_one_image(query, key, value, layout)
@@ -39,7 +40,7 @@ def attend_to_one_image(query: Tensor, key: Tensor, value: Tensor, layout: Media
     groups = rearrange(flat[layout.positions], "g c (h e) -> g h c e", h=h)
     if not layout.covers_all_images:
         key, value = key.index_select(0, layout.images), value.index_select(0, layout.images)
-    out = rearrange(F.scaled_dot_product_attention(groups, key, value), "g h c e -> (g c) (h e)")
+    out = rearrange(_scaled_dot_product(groups, key, value), "g h c e -> (g c) (h e)")
     result = torch.zeros_like(flat).index_copy(0, layout.attending, out.index_select(0, layout.slots))
     return rearrange(result, "(b t) (h e) -> b t h e", b=b, h=h)
 
@@ -56,10 +57,15 @@ def attend_to_previous_images(query: Tensor, key: Tensor, value: Tensor, layout:
     visible = (visible | ~has_image[..., None]).repeat_interleave(key.shape[2], dim=-1)
     # Candidates past the end are masked by their own number, whichever image they fetch.
     fetched = images.clamp(max=len(key) - 1)
-    key, value = (rearrange(x[fetched], "b i h n e -> b h (i n) e") for x in (key, value))
+    key, value = (rearrange(x[fetched], "b i k n e -> b k (i n) e") for x in (key, value))
     query = rearrange(query, "b t h e -> b h t e")
-    out = F.scaled_dot_product_attention(query, key, value, attn_mask=visible[:, None])
+    out = _scaled_dot_product(query, key, value, visible[:, None])
     return rearrange(out, "b h t e -> b t h e").masked_fill(~has_image[..., None, None], 0.0)
+
+
+def _scaled_dot_product(query: Tensor, key: Tensor, value: Tensor, visible: Tensor | None = None) -> Tensor:
+    shares_heads = key.shape[1] != query.shape[1]
+    return F.scaled_dot_product_attention(query, key, value, attn_mask=visible, enable_gqa=shares_heads)
 
 
 def _images_of_rows(layout: PreviousLayout, images: int) -> Tensor:

@@ -1,12 +1,14 @@
 """Tanh-gated cross-attention: how text reads images inside a frozen language model, silent at the start.
 
-Equal to OpenFlamingo's `GatedCrossAttentionBlock` (`open_flamingo/src/helpers.py`); Flamingo, 3.1.2.
-Shape letters: b batch, t text positions, m images in the whole batch, n latents, h heads, e head width, d
-width.
+By default equal to OpenFlamingo's `GatedCrossAttentionBlock` (`open_flamingo/src/helpers.py`; Flamingo, 3.1.2);
+other fields of `GatedConfig` make it transformers' `IdeficsGatedCrossAttentionLayer`.
+Shape letters: b batch, t text positions, m images in the whole batch, n latents, h heads, e head width, d width.
 """
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 import torch
@@ -16,61 +18,155 @@ from torch import Tensor, nn
 from flamingo_lite.errors import FlamingoError
 from flamingo_lite.nn.attention import attend
 from flamingo_lite.nn.cache import MediaCache
+from flamingo_lite.nn.feed_forward import FEED_FORWARDS
 from flamingo_lite.nn.masks import MediaLayout, PreviousLayout
-from flamingo_lite.nn.resampler import FeedForward
+
+PLACES: dict[str, Callable[[int, int], bool]] = {
+    "end": lambda layer, every: (layer + 1) % every == 0,
+    "start": lambda layer, every: layer % every == 0,
+}
+"""Does a block stand before decoder layer `layer`: the last one of each interval, or its first?"""
+
+NORMS: dict[str, type[nn.LayerNorm] | type[nn.RMSNorm]] = {"layer": nn.LayerNorm, "rms": nn.RMSNorm}
+QK_NORMS: dict[str, type[nn.LayerNorm] | type[nn.RMSNorm] | type[nn.Identity]] = {
+    "none": nn.Identity,
+    **NORMS,
+}
+
+CHOICES: dict[str, Iterable[str]] = {
+    "sees": ("immediate", "all_previous"),
+    "place": PLACES,
+    "gate": ("scalar", "vector"),
+    "norm": NORMS,
+    "qk_norm": QK_NORMS,
+    "feed_forward": FEED_FORWARDS,
+}
 
 
 @dataclass
 class GatedConfig:
-    """Where the blocks stand and how large they are. A block comes before decoder layer i if (i + 1) % every
-    == 0.
+    """Where the blocks stand, what they see, and of what they are made; the defaults are OpenFlamingo's.
 
-    `sees`: "immediate" (the last image at or before the position) or "all_previous" (all of its document so
-    far).
+    `every`, `place`: before decoder layer i where (i + 1) % every == 0 ("end"), or i % every == 0 ("start").
+    `sees`: "immediate" (the last image at or before the position) or "all_previous" (all of its document so far).
+    `heads`: null takes the language model's; `dim_head`: null divides its width among them; `key_value_heads`:
+    null is as many as `heads`. `feed_forward_width`: null is `ff_mult` times the width.
+    `gate`: one per branch, or a vector of one per channel, drawn from a normal with `gate_mean` and `gate_std`.
+    `norm`: of the text before either branch; `qk_norm`: of queries and keys over the head width.
     """
 
     every: int = 1
-    heads: int = 8
-    dim_head: int = 64
+    heads: int | None = 8
+    dim_head: int | None = 64
     ff_mult: int = 4
     sees: str = "immediate"
+    place: str = "end"
+    key_value_heads: int | None = None
+    gate: str = "scalar"
+    gate_mean: float = 0.0
+    gate_std: float = 0.0
+    norm: str = "layer"
+    norm_eps: float = 1e-5
+    qk_norm: str = "none"
+    feed_forward: str = "gelu"
+    feed_forward_width: int | None = None
 
     def __post_init__(self) -> None:
-        for name in ("every", "heads", "dim_head", "ff_mult"):
-            if getattr(self, name) < 1:
-                raise FlamingoError(f"fusion.{name} is {getattr(self, name)}; it must be at least 1")
-        if self.sees not in ("immediate", "all_previous"):
-            raise FlamingoError(f"fusion.sees is {self.sees!r}; it must be 'immediate' or 'all_previous'")
+        for name in ("every", "ff_mult"):
+            _check_size(name, getattr(self, name))
+        for name in ("heads", "dim_head", "key_value_heads", "feed_forward_width"):
+            if getattr(self, name) is not None:
+                _check_size(name, getattr(self, name))
+        for name in ("gate_mean", "gate_std", "norm_eps"):
+            _check_number(name, getattr(self, name))
+        for name, choices in CHOICES.items():
+            if getattr(self, name) not in tuple(choices):
+                known = " or ".join(repr(choice) for choice in choices)
+                raise FlamingoError(f"fusion.{name} is {getattr(self, name)!r}; it must be {known}")
+        if self.gate_std < 0:
+            raise FlamingoError(f"fusion.gate_std is {self.gate_std}; it must be 0 or more")
+        if self.norm_eps <= 0:
+            raise FlamingoError(f"fusion.norm_eps is {self.norm_eps}; it must be above 0")
+        if self.heads is not None and self.heads % (self.key_value_heads or 1) != 0:
+            raise FlamingoError(
+                f"fusion.key_value_heads is {self.key_value_heads}; it must divide fusion.heads, {self.heads}"
+            )
+
+    def stands_before(self, layer: int) -> bool:
+        """Is there a block before decoder layer `layer`, counted from 0?"""
+        return PLACES[self.place](layer, self.every)
+
+    def head_sizes(self, width: int) -> tuple[int, int, int]:
+        """Heads, key and value heads, and width of a head, in a language model of width `width`."""
+        if self.heads is None:
+            raise FlamingoError(
+                "fusion.heads is null outside a language model, whose number it would take; give a number"
+            )
+        if self.dim_head is None and width % self.heads != 0:
+            raise FlamingoError(
+                f"fusion.dim_head is null, but {self.heads} heads do not divide the width {width}; "
+                "give fusion.dim_head"
+            )
+        return self.heads, self.key_value_heads or self.heads, self.dim_head or width // self.heads
+
+
+def _check_size(name: str, value: object) -> None:
+    if not isinstance(value, int) or value < 1:
+        raise FlamingoError(f"fusion.{name} is {value!r}; it must be a whole number, at least 1")
+
+
+def _check_number(name: str, value: object) -> None:
+    if not isinstance(value, int | float) or not math.isfinite(value):
+        raise FlamingoError(f"fusion.{name} is {value!r}; it must be a finite number")
 
 
 def gated(x: Tensor, update: Tensor, gate: Tensor) -> Tensor:
-    """x + tanh(gate) * update. `gate` starts at 0, so the frozen model is unchanged at step 0 (Flamingo,
+    """x + tanh(gate) * update. `gate` (1 or d) starts at 0, so the frozen model is unchanged at step 0 (Flamingo,
     3.1.2).
     """
     return x + gate.tanh() * update
 
 
+def gate_value(gate: Tensor) -> float:
+    """How far a gate is open: tanh of a scalar one, the root mean square of a vector's tanh."""
+    opened = gate.detach().float().tanh()
+    return opened.item() if opened.numel() == 1 else opened.square().mean().sqrt().item()
+
+
 class CrossAttention(nn.Module):
-    """Text (b t d) attends to the media tokens of images; only the text is normed, media tokens already
-    are.
+    """Text (b t d) attends to the media tokens of images; only the text is normed, media tokens already are.
+
+    Nothing has a bias after the attention: a position without an image gets exactly zero.
     """
 
-    def __init__(self, width: int, media_width: int, heads: int, dim_head: int) -> None:
+    def __init__(self, width: int, media_width: int, config: GatedConfig) -> None:
         super().__init__()
-        self.heads = heads
-        self.norm = nn.LayerNorm(width)
-        self.to_q = nn.Linear(width, heads * dim_head, bias=False)
-        self.to_kv = nn.Linear(media_width, heads * dim_head * 2, bias=False)
-        self.to_out = nn.Linear(heads * dim_head, width, bias=False)
+        self.heads, self.key_value_heads, dim_head = config.head_sizes(width)
+        self.norm = NORMS[config.norm](width, eps=config.norm_eps)
+        self.to_q = nn.Linear(width, self.heads * dim_head, bias=False)
+        self.to_kv = nn.Linear(media_width, self.key_value_heads * dim_head * 2, bias=False)
+        self.norm_query = QK_NORMS[config.qk_norm](dim_head, eps=config.norm_eps)
+        self.norm_key = QK_NORMS[config.qk_norm](dim_head, eps=config.norm_eps)
+        self.to_out = nn.Linear(self.heads * dim_head, width, bias=False)
 
     def project(self, media: Tensor) -> tuple[Tensor, Tensor]:
-        """Media tokens (m n d_media) -> keys and values, each (m h n e)."""
-        key, value = rearrange(self.to_kv(media), "m n (two h e) -> two m h n e", two=2, h=self.heads)
-        return key.contiguous(), value.contiguous()
+        """Media tokens (m n d_media) -> normed keys and values, each (m h n e)."""
+        key, value = rearrange(
+            self.to_kv(media), "m n (two h e) -> two m h n e", two=2, h=self.key_value_heads
+        )
+        return _normed(key, self.norm_key).contiguous(), value.contiguous()
 
     def forward(self, x: Tensor, key: Tensor, value: Tensor, layout: MediaLayout | PreviousLayout) -> Tensor:
         query = rearrange(self.to_q(self.norm(x)), "b t (h e) -> b t h e", h=self.heads)
+        query = _normed(query, self.norm_query)
         return self.to_out(rearrange(attend(query, key, value, layout), "b t h e -> b t (h e)"))
+
+
+def _normed(x: Tensor, norm: nn.LayerNorm | nn.RMSNorm | nn.Identity) -> Tensor:
+    if isinstance(norm, nn.Identity):
+        return x
+    # Under autocast x is narrower than the weights, and attention wants queries, keys and values of one type.
+    return norm(x.to(norm.weight.dtype)).to(x.dtype)
 
 
 class GatedCrossAttention(nn.Module):
@@ -81,10 +177,12 @@ class GatedCrossAttention(nn.Module):
     def __init__(self, width: int, media_width: int, config: GatedConfig, layer: int = 0) -> None:
         super().__init__()
         self.layer = layer
-        self.attention = CrossAttention(width, media_width, config.heads, config.dim_head)
-        self.attention_gate = nn.Parameter(torch.zeros(1))
-        self.feed_forward = FeedForward(width, config.ff_mult)
-        self.feed_forward_gate = nn.Parameter(torch.zeros(1))
+        self.attention = CrossAttention(width, media_width, config)
+        self.attention_gate = _first_gate(width, config)
+        norm = NORMS[config.norm](width, eps=config.norm_eps)
+        inner = config.feed_forward_width or config.ff_mult * width
+        self.feed_forward = FEED_FORWARDS[config.feed_forward](norm, width, inner)
+        self.feed_forward_gate = _first_gate(width, config)
 
     def forward(self, x: Tensor, media: Tensor | MediaCache, layout: MediaLayout | PreviousLayout) -> Tensor:
         """(b t d) -> (b t d). `media`: tokens (m n d_media) when training, a MediaCache when projections are
@@ -96,3 +194,9 @@ class GatedCrossAttention(nn.Module):
             key, value = self.attention.project(media)
         x = gated(x, self.attention(x, key, value, layout), self.attention_gate)
         return gated(x, self.feed_forward(x), self.feed_forward_gate)
+
+
+def _first_gate(width: int, config: GatedConfig) -> nn.Parameter:
+    gate = torch.full((width if config.gate == "vector" else 1,), config.gate_mean)
+    # Nothing is drawn where nothing varies: the weights after it come out as they always did.
+    return nn.Parameter(gate + config.gate_std * torch.randn_like(gate) if config.gate_std else gate)

@@ -1,8 +1,9 @@
 """The Perceiver resampler: any number of patch features in, a fixed number of media tokens (latents) out.
 
 Equal to OpenFlamingo's `PerceiverResampler` (`open_flamingo/src/helpers.py`), which follows Flamingo, 3.1.1;
-frame and media-time embeddings are left out, as they are unused there.
-Shape letters: m images, p patches, n latents, h heads, e head width, d width.
+frame and media-time embeddings are left out, as they are unused there. With `qk_norm` and the activation
+"relu" equal to IDEFICS's `IdeficsPerceiverResampler` (transformers).
+Shape letters: m images, p patches, n latents, s = p + n, h heads, e head width, d width.
 """
 
 from __future__ import annotations
@@ -14,13 +15,18 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
-from flamingo_lite.errors import FlamingoError
+from flamingo_lite.nn.activations import check_activation
+from flamingo_lite.nn.feed_forward import FeedForward
+from flamingo_lite.nn.sizes import check_optional_sizes, check_sizes
 
 
 @dataclass
 class ResamplerConfig:
-    """Sizes of a resampler. `width`: of the latents; None means that of the patch features, as in
+    """Sizes and flavour of a resampler. `width`: of the latents; None means that of the patch features, as in
     OpenFlamingo.
+
+    `qk_norm`: LayerNorm on the queries and keys of each head. IDEFICS has `qk_norm` (from its config) and
+    `activation` "relu", OpenFlamingo no norm and "gelu".
     """
 
     depth: int = 6
@@ -29,56 +35,44 @@ class ResamplerConfig:
     dim_head: int = 64
     ff_mult: int = 4
     width: int | None = None
+    qk_norm: bool = False
+    activation: str = "gelu"
 
     def __post_init__(self) -> None:
-        for name in ("depth", "latents", "heads", "dim_head", "ff_mult"):
-            if getattr(self, name) < 1:
-                raise FlamingoError(f"connector.{name} is {getattr(self, name)}; it must be at least 1")
-        if self.width is not None and self.width < 1:
-            raise FlamingoError(
-                f"connector.width is {self.width}; it must be at least 1, or null for the patch width"
-            )
-
-
-class FeedForward(nn.Module):
-    """LayerNorm, then a GELU layer of `mult` times the width; linears without biases."""
-
-    def __init__(self, width: int, mult: int) -> None:
-        super().__init__()
-        self.norm = nn.LayerNorm(width)
-        self.up = nn.Linear(width, width * mult, bias=False)
-        self.down = nn.Linear(width * mult, width, bias=False)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.down(F.gelu(self.up(self.norm(x))))
+        check_sizes("connector", self, ("depth", "latents", "heads", "dim_head", "ff_mult"))
+        check_optional_sizes("connector", self, ("width",))
+        check_activation("connector.activation", self.activation)
 
 
 class PerceiverAttention(nn.Module):
     """Latents (m n d) attend to the patches (m p d) and to themselves."""
 
-    def __init__(self, width: int, heads: int, dim_head: int) -> None:
+    def __init__(self, width: int, config: ResamplerConfig) -> None:
         super().__init__()
-        self.heads = heads
+        inner = config.heads * config.dim_head
+        self.heads = config.heads
         self.norm_media = nn.LayerNorm(width)
         self.norm_latents = nn.LayerNorm(width)
-        self.to_q = nn.Linear(width, heads * dim_head, bias=False)
-        self.to_kv = nn.Linear(width, heads * dim_head * 2, bias=False)
-        self.to_out = nn.Linear(heads * dim_head, width, bias=False)
+        self.to_q = nn.Linear(width, inner, bias=False)
+        self.to_kv = nn.Linear(width, inner * 2, bias=False)
+        self.norm_query = nn.LayerNorm(config.dim_head) if config.qk_norm else nn.Identity()
+        self.norm_key = nn.LayerNorm(config.dim_head) if config.qk_norm else nn.Identity()
+        self.to_out = nn.Linear(inner, width, bias=False)
 
     def forward(self, patches: Tensor, latents: Tensor) -> Tensor:
         latents = self.norm_latents(latents)
-        query = rearrange(self.to_q(latents), "m n (h e) -> m h n e", h=self.heads)
+        query = self.norm_query(rearrange(self.to_q(latents), "m n (h e) -> m h n e", h=self.heads))
         seen = torch.cat((self.norm_media(patches), latents), dim=1)
         key, value = rearrange(self.to_kv(seen), "m s (two h e) -> two m h s e", two=2, h=self.heads)
-        out = F.scaled_dot_product_attention(query, key, value)
+        out = F.scaled_dot_product_attention(query, self.norm_key(key), value)
         return self.to_out(rearrange(out, "m h n e -> m n (h e)"))
 
 
 class ResamplerLayer(nn.Module):
     def __init__(self, width: int, config: ResamplerConfig) -> None:
         super().__init__()
-        self.attention = PerceiverAttention(width, config.heads, config.dim_head)
-        self.feed_forward = FeedForward(width, config.ff_mult)
+        self.attention = PerceiverAttention(width, config)
+        self.feed_forward = FeedForward(nn.LayerNorm(width), width, width * config.ff_mult, config.activation)
 
     def forward(self, patches: Tensor, latents: Tensor) -> Tensor:
         latents = latents + self.attention(patches, latents)

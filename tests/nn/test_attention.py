@@ -13,14 +13,14 @@ from flamingo_lite.nn.masks import media_layout, previous_layout
 
 def reference(query: Tensor, key: Tensor, value: Tensor, first: Tensor, last: Tensor) -> Tensor:
     """Each position attends to the latents of the images first..last; without any, it gets zero."""
-    out = torch.zeros_like(query)
+    out, shared = torch.zeros_like(query), query.shape[2] // key.shape[1]
     for row in range(query.shape[0]):
         for position in range(query.shape[1]):
             lo, hi = int(first[row, position]), int(last[row, position])
             if hi < 0:
                 continue
-            keys = key[lo : hi + 1].transpose(1, 2).flatten(0, 1)  # (i n) h e
-            values = value[lo : hi + 1].transpose(1, 2).flatten(0, 1)
+            keys = key[lo : hi + 1].transpose(1, 2).flatten(0, 1).repeat_interleave(shared, 1)  # (i n) h e
+            values = value[lo : hi + 1].transpose(1, 2).flatten(0, 1).repeat_interleave(shared, 1)
             scores = torch.einsum("he,khe->hk", query[row, position], keys) * query.shape[-1] ** -0.5
             out[row, position] = torch.einsum("hk,khe->he", scores.softmax(-1), values)
     return out
@@ -42,14 +42,15 @@ def media_indices(draw: st.DrawFn) -> Tensor:
 
 
 @settings(max_examples=60, deadline=None)
-@given(media_indices(), st.booleans(), st.integers(0, 2**31))
+@given(media_indices(), st.booleans(), st.sampled_from([1, 2]), st.integers(0, 2**31))
 def test_attention_equals_the_definition_in_values_and_gradients(
-    index: Tensor, previous: bool, seed: int
+    index: Tensor, previous: bool, key_value_heads: int, seed: int
 ) -> None:
     torch.manual_seed(seed)
     m = int(index.max()) + 1
     query = torch.randn(*index.shape, 2, 4, dtype=torch.float64, requires_grad=True)
-    key, value = (torch.randn(max(m, 1), 2, 3, 4, dtype=torch.float64, requires_grad=True) for _ in range(2))
+    sizes = (max(m, 1), key_value_heads, 3, 4)
+    key, value = (torch.randn(sizes, dtype=torch.float64, requires_grad=True) for _ in range(2))
     layout = previous_layout(index, None) if previous else media_layout(index, len(key))
     first = layout.first if previous else index
     out, expected = attend(query, key, value, layout), reference(query, key, value, first, index)

@@ -1,0 +1,77 @@
+"""Linear and MLP connectors: every patch becomes one media token, projected on its own.
+
+Equal to LLaVA's `mm_projector_type` "linear" and "mlp2x_gelu" (`LlavaMultiModalProjector` in transformers).
+Shape letters: m images, p patches, d width.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from itertools import pairwise
+
+from torch import Tensor, nn
+
+from flamingo_lite.nn.activations import ACTIVATIONS, check_activation
+from flamingo_lite.nn.sizes import check_optional_sizes, check_sizes
+
+
+@dataclass
+class LinearConfig:
+    """`width`: of the media tokens; None means that of the language model. `bias`: the projection has one."""
+
+    width: int | None = None
+    bias: bool = True
+
+    def __post_init__(self) -> None:
+        check_optional_sizes("connector", self, ("width",))
+
+
+@dataclass
+class MLPConfig(LinearConfig):
+    """`depth` linear layers with activations between them; the default is LLaVA-1.5's mlp2x_gelu.
+
+    `hidden_width`: between the layers; None means `width`.
+    """
+
+    depth: int = 2
+    activation: str = "gelu"
+    hidden_width: int | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_sizes("connector", self, ("depth",))
+        check_optional_sizes("connector", self, ("hidden_width",))
+        check_activation("connector.activation", self.activation)
+
+
+class LinearProjector(nn.Module):
+    """Patch features (m p d_patch) -> media tokens (m p d)."""
+
+    def __init__(self, patch_width: int, patches: int, language_width: int, config: LinearConfig) -> None:
+        super().__init__()
+        self.tokens = patches
+        self.width = config.width or language_width
+        self.projection = nn.Linear(patch_width, self.width, bias=config.bias)
+
+    def forward(self, patches: Tensor) -> Tensor:
+        return self.projection(patches)
+
+
+class MLPProjector(nn.Module):
+    """Patch features (m p d_patch) -> media tokens (m p d)."""
+
+    def __init__(self, patch_width: int, patches: int, language_width: int, config: MLPConfig) -> None:
+        super().__init__()
+        self.tokens = patches
+        self.width = config.width or language_width
+        hidden = [config.hidden_width or self.width] * (config.depth - 1)
+        widths = pairwise([patch_width, *hidden, self.width])
+        self.layers = nn.ModuleList(nn.Linear(before, after, bias=config.bias) for before, after in widths)
+        self.activation = ACTIVATIONS[config.activation]
+
+    def forward(self, patches: Tensor) -> Tensor:
+        first, *others = self.layers
+        x = first(patches)
+        for layer in others:
+            x = layer(self.activation(x))
+        return x
