@@ -214,9 +214,15 @@ def decode_image(data: bytes, name: str) -> "PIL.Image.Image":
                     f"{name}: {pixels:,} pixels, above the limit of {MAX_PIXELS:,}; shrink it"
                 )
             image.load()
-            return _rgb(_upright(image))
+            return upright_rgb(image)
     except _DECODING_ERRORS as error:
         raise FlamingoError(f"{name}: not a readable image ({error or type(error).__name__})") from error
+
+
+def upright_rgb(image: "PIL.Image.Image") -> "PIL.Image.Image":
+    """An image of any mode as 8-bit RGB: upright by its EXIF orientation, transparency laid over white, 16-bit
+    grey scaled."""
+    return _rgb(_upright(image))
 
 
 # What Pillow's three decoders raise on damaged files. The bomb warning is for users who make it an error.
