@@ -9,6 +9,7 @@ from __future__ import annotations
 import functools
 import importlib
 import inspect
+import pickle
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -164,15 +165,23 @@ def load(config: VisionConfig, source: str, tower: VisionTower) -> tuple[PreTrai
                 trust_remote_code=False,
                 dtype=torch.float32,
                 output_loading_info=True,
+                # Reported and refused below, by key and shape.
+                ignore_mismatched_sizes=True,
             ),
         )
+    except pickle.UnpicklingError as error:
+        raise FlamingoError(
+            f"the weights of the vision encoder {config.name!r} are a pickle of more than tensors, which is never "
+            "run; expected model.safetensors"
+        ) from error
     except LOADING_ERRORS as error:
         raise FlamingoError(_cannot_load(config, error)) from error
-    mismatched = sorted(str(key) for key in info["mismatched_keys"])
+    mismatched = sorted(info["mismatched_keys"])
     if mismatched:
+        key, found, expected = mismatched[0]
         raise FlamingoError(
-            f"the vision encoder {config.name!r} holds {len(mismatched)} weights of another shape than its config "
-            f"says, {mismatched[0]} first; expected those of {kind.__name__}"
+            f"the vision encoder {config.name!r} does not fit its config.json: {len(mismatched)} weights of another "
+            f"shape, first {key} {tuple(found)}, expected {tuple(expected)}"
         )
     return model, sorted(info["missing_keys"])
 
