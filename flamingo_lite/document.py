@@ -253,13 +253,26 @@ def _upright(image: "PIL.Image.Image") -> "PIL.Image.Image":
 def _rgb(image: "PIL.Image.Image") -> "PIL.Image.Image":
     if image.mode == "RGB" and "transparency" not in image.info:
         return image.copy()
-    if image.mode.startswith("I"):  # 16-bit grey, which convert() would clip at 255 instead of scaling
-        image = image.convert("I").point(lambda value: value * (1 / 257)).convert("L")
+    if image.mode.startswith("I"):
+        image = _eight_bits(image)
     if not image.has_transparency_data:
         return image.convert("RGB")
     rgba = image.convert("RGBA")
     white = PIL.Image.new("RGBA", rgba.size, "white")
     return PIL.Image.alpha_composite(white, rgba).convert("RGB")
+
+
+def _eight_bits(image: "PIL.Image.Image") -> "PIL.Image.Image":
+    """16-bit grey scaled, which convert() would clip at 255, and without its transparent value, which is one of
+    the 16-bit ones."""
+    deep = image.convert("I")
+    grey = deep.point(lambda value: value * (1 / 257)).convert("L")
+    clear = grey.info.pop("transparency", None)
+    if isinstance(clear, int):
+        import numpy as np  # only here: a document of text alone needs no arrays
+
+        grey.putalpha(PIL.Image.fromarray(np.where(np.asarray(deep) == clear, 0, 255).astype(np.uint8)))
+    return grey
 
 
 def _encode_png(image: "PIL.Image.Image") -> bytes:

@@ -14,7 +14,7 @@ import PIL.Image
 import torch
 from torch import Tensor
 
-from flamingo_lite.document import Image, upright_rgb
+from flamingo_lite.document import MAX_PIXELS, Image, upright_rgb
 from flamingo_lite.errors import FlamingoError
 
 RESAMPLING = {
@@ -33,8 +33,9 @@ class ImageTransform:
 
     The fields are those of `open_clip.transform.PreprocessCfg`, whose evaluation transform this equals; `size` is
     (height, width). `shortest_edge` is transformers' way: that edge is brought to this length, then the middle is
-    cropped to `size`, as its image processors on Pillow do. Images are upright RGB first, transparency laid over
-    white, which is transformers' way too (open_clip would uncover the colours that were hidden).
+    cropped to `size`, as its image processors on Pillow do. Images become upright RGB first, transparency laid over
+    white, as in transformers; open_clip resizes before it converts and drops transparency, so for palettes, 1-bit
+    and four-ink images, and hidden colours, it gives something else.
     Errors: `FlamingoError` for a value that neither would take.
     """
 
@@ -115,8 +116,10 @@ class ImageTransform:
     def __call__(self, image: Image | PIL.Image.Image) -> Tensor:
         pixels = image.pil() if isinstance(image, Image) else upright_rgb(image)
         size = self.size[::-1]
-        if self.shortest_edge is not None:
-            pixels = _middle(self._resized(pixels, _covering(pixels.size, self.shortest_edge)), size)
+        edge = self.shortest_edge
+        _refuse_ribbon(pixels.size, size if edge is None else (edge, edge), self.resize_mode)
+        if edge is not None:
+            pixels = _middle(self._resized(pixels, _covering(pixels.size, edge)), size)
         elif pixels.size != size and self.resize_mode == "squash":
             pixels = self._resized(pixels, size)
         elif pixels.size != size:
@@ -128,6 +131,17 @@ class ImageTransform:
 
     def _resized(self, pixels: PIL.Image.Image, size: tuple[int, int]) -> PIL.Image.Image:
         return pixels if pixels.size == size else pixels.resize(size, RESAMPLING[self.interpolation])
+
+
+def _refuse_ribbon(size: tuple[int, int], target: tuple[int, int], resize_mode: str) -> None:
+    """Raises FlamingoError where bringing one edge to its target makes the other nothing, or more than memory holds."""
+    ratios = [have / want for have, want in zip(size, target, strict=True)]
+    vanishes = resize_mode == "longest" and round(min(size) / max(ratios)) < 1
+    if vanishes or (resize_mode == "shortest" and size[0] * size[1] / min(ratios) ** 2 > MAX_PIXELS):
+        raise FlamingoError(
+            f"an image of {size[0]} x {size[1]} pixels is too narrow to be brought to {target[0]} x {target[1]} by its "
+            f"{resize_mode} edge; crop it or leave it out"
+        )
 
 
 def _covering(size: tuple[int, int], edge: int) -> tuple[int, int]:

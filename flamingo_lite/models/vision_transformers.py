@@ -18,6 +18,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 from transformers import MODEL_MAPPING, AutoConfig, AutoImageProcessor, PretrainedConfig, PreTrainedModel
+from transformers.utils import logging
 
 from flamingo_lite.errors import FlamingoError
 from flamingo_lite.models.language import LOADING_ERRORS
@@ -154,6 +155,9 @@ def load(config: VisionConfig, source: str, tower: VisionTower) -> tuple[PreTrai
     """The whole encoder with its weights in float32, and the names of the weights that were not there."""
     known = _config_of(tower)
     kind = type_of(known)
+    verbosity = logging.get_verbosity()
+    # Its report of many lines says less than the errors below.
+    logging.set_verbosity(logging.CRITICAL)
     try:
         # A pair only with output_loading_info.
         model, info = cast(
@@ -176,6 +180,13 @@ def load(config: VisionConfig, source: str, tower: VisionTower) -> tuple[PreTrai
         ) from error
     except LOADING_ERRORS as error:
         raise FlamingoError(_cannot_load(config, error)) from error
+    finally:
+        logging.set_verbosity(verbosity)
+    _refuse_other_weights(info, model, config)
+    return model, sorted(info["missing_keys"])
+
+
+def _refuse_other_weights(info: Mapping[str, Any], model: nn.Module, config: VisionConfig) -> None:
     mismatched = sorted(info["mismatched_keys"])
     if mismatched:
         key, found, expected = mismatched[0]
@@ -183,7 +194,14 @@ def load(config: VisionConfig, source: str, tower: VisionTower) -> tuple[PreTrai
             f"the vision encoder {config.name!r} does not fit its config.json: {len(mismatched)} weights of another "
             f"shape, first {key} {tuple(found)}, expected {tuple(expected)}"
         )
-    return model, sorted(info["missing_keys"])
+    # A text half or a classifier may stand beside the encoder; what would be a part of it may not.
+    parts = {name for name, _ in model.named_children()}
+    left = sorted(k for k in info["unexpected_keys"] if k.removeprefix("vision_model.").split(".")[0] in parts)
+    if left:
+        raise FlamingoError(
+            f"the vision encoder {config.name!r} does not fit its config.json: {len(left)} weights too many, {left[0]} "
+            f"first; expected those of {type(model).__name__} with {cast(Any, model).config.num_hidden_layers} blocks"
+        )
 
 
 def refuse_missing(missing: Iterable[str], module: nn.Module, config: VisionConfig) -> None:

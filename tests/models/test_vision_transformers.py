@@ -311,6 +311,7 @@ def test_a_directory_of_neither_library_is_refused(tmp_path: Path) -> None:
         ("config.json", {"model_type": "clop"}, "cannot load the vision encoder"),
         ("config.json", {"model_type": None}, "cannot load the vision encoder"),
         ("config.json", {"hidden_size": 32}, r"weights of another shape, first .* \(24,.*expected \(32,"),
+        ("config.json", {"num_hidden_layers": 2}, "16 weights too many, .*encoder.layers.2.*with 2 blocks"),
         ("config.json", {"num_hidden_layers": 4}, "lacks 16 weights of its CLIPVisionModel"),
         ("config.json", {"image_size": 24}, r"first embeddings.position_embedding.weight \(5, 24\), expected \(10, 24\)"),
         ("preprocessor_config.json", {"do_center_crop": False}, "preprocessor_config.json of .*: size is"),
@@ -320,13 +321,18 @@ def test_a_directory_of_neither_library_is_refused(tmp_path: Path) -> None:
     ],
 )
 def test_a_directory_that_contradicts_itself_is_refused_in_one_line(
-    vision_only: Path, tmp_path: Path, file: str, changes: dict[str, Any], message: str
+    vision_only: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    file: str,
+    changes: dict[str, Any],
+    message: str,
 ) -> None:
     directory = changed(vision_only, tmp_path / "changed", file, **changes)
     with pytest.raises(FlamingoError, match=message) as error:
         load_vision(VisionConfig(str(directory)))
-    print(error.value)
     assert "\n" not in str(error.value) and str(directory) in str(error.value)
+    assert "REPORT" not in capsys.readouterr().err
 
 
 def test_images_prepared_at_another_size_than_the_encoder_takes_are_refused() -> None:
