@@ -91,8 +91,8 @@ def media_tokens(config: ModelConfig, tower: VisionTower) -> int:
     """How many media tokens the connector makes of an image, without weights: on the meta device."""
     with torch.device("meta"):
         encoder = VisionEncoder(tower)
-        # Their number does not depend on the language model's width, so no config of it need be read.
-        return build_connector(encoder.width, encoder.patches, 1, config.connector).tokens
+        # The width of the tokens changes nothing about their number.
+        return build_connector(encoder.width, encoder.patches, encoder.width, config.connector).tokens
 
 
 def new_tokens(tokenizer: PreTrainedTokenizerBase) -> tuple[int, int, int]:

@@ -32,7 +32,7 @@ from flamingo_lite.models.language import (
     has_plain_head,
 )
 from flamingo_lite.models.packing import packed_masks
-from flamingo_lite.models.parts import keep_weights
+from flamingo_lite.models.parts import keep_weights, restore_buffers
 from flamingo_lite.models.policy import apply_policy
 from flamingo_lite.models.vision import VisionEncoder, VisionTower
 from flamingo_lite.nn.cache import Media, MediaCache
@@ -104,6 +104,8 @@ class VisionLanguageModel(PreTrainedModel, GenerationMixin):
             raise FlamingoError(
                 f"{path} lacks {len(missing)} weights of its model, {missing[0]} first; it is damaged"
             )
+        tower = VisionTower(**model.config.vision_tower)
+        restore_buffers(model.vision, lambda: VisionEncoder(tower))
         apply_policy(model, model.config.policy)
         return (model, info) if output_loading_info else model
 

@@ -4,10 +4,13 @@ elsewhere.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Literal
 
+import torch
 from torch import nn
+from transformers import PreTrainedModel
 
 from flamingo_lite.errors import FlamingoError
 
@@ -36,3 +39,27 @@ def keep_weights(module: nn.Module) -> None:
     """Mark `module` and all in it, so that transformers' `post_init` does not draw their weights anew."""
     for part in module.modules():
         setattr(part, INITIALISED, True)
+
+
+def restore_buffers(module: nn.Module, build: Callable[[], nn.Module]) -> None:
+    """Give `module` the buffers that no file holds (rotary tables, say), from one that `build` makes anew.
+
+    transformers loads by way of the meta device, on which nothing is computed, and afterwards computes the buffers
+    of its own models alone: those of others hold whatever was in memory.
+    """
+    names = list(_unsaved_buffers(module))
+    if names:
+        with torch.device("cpu"), torch.no_grad():
+            made = dict(build().named_buffers())
+            for name in names:
+                module.get_buffer(name).copy_(made[name])
+
+
+def _unsaved_buffers(module: nn.Module, prefix: str = "") -> Iterator[str]:
+    if isinstance(module, PreTrainedModel):
+        return
+    for name in module._non_persistent_buffers_set:
+        if module._buffers[name] is not None:
+            yield prefix + name
+    for name, child in module.named_children():
+        yield from _unsaved_buffers(child, f"{prefix}{name}.")

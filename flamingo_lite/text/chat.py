@@ -19,7 +19,9 @@ CONTENTS_AS_STRINGS = (
     "{%- else -%}\n"
     "{%- set plain.content = '' -%}\n"
     "{%- for part in message.content -%}\n"
-    "{%- set plain.content = plain.content + ('" + IMAGE_TOKEN + "' if part.type == 'image' else part.text) -%}\n"
+    "{%- set plain.content = plain.content + ('"
+    + IMAGE_TOKEN
+    + "' if part.type == 'image' else part.text) -%}\n"
     "{%- endfor -%}\n"
     "{%- set plain.messages = plain.messages + [dict(message, content=plain.content)] -%}\n"
     "{%- endif -%}\n"

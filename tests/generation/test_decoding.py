@@ -99,9 +99,7 @@ def test_greedy_equals_full_forwards_of_each_row_alone(joined: Joined, documents
 
 
 @pytest.mark.parametrize("beams", [2, 4])
-def test_beams_equal_a_search_by_full_forwards(
-    joined: Joined, documents: list[Document], beams: int
-) -> None:
+def test_beams_equal_a_search_by_full_forwards(joined: Joined, documents: list[Document], beams: int) -> None:
     expected = [beam_search(joined, document, beams) for document in documents]
     assert new_tokens(joined, documents, **GREEDY, num_beams=beams) == expected
 

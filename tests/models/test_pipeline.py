@@ -93,9 +93,7 @@ def test_a_chat_of_text_alone(ask: Any, write: Callable[[Document], str]) -> Non
     assert answers(found) == [write(Document(["User: hello\nAssistant:"]))]
 
 
-def test_text_with_marks_and_images(
-    ask: Any, write: Callable[[Document], str], image_of: ImageOf
-) -> None:
+def test_text_with_marks_and_images(ask: Any, write: Callable[[Document], str], image_of: ImageOf) -> None:
     images = [image_of(0).pil(), image_of(1).pil()]
     found = ask(images=images, text="<image>a<image>b", max_new_tokens=NEW, return_full_text=False)
     assert answers(found) == [write(Document([image_of(0), "a", image_of(1), "b"]))]
