@@ -7,6 +7,7 @@ patches, n media tokens per image, d width, v vocabulary.
 from __future__ import annotations
 
 import copy
+from pathlib import Path
 from typing import Any, Self
 
 import torch
@@ -21,6 +22,7 @@ from transformers import (
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from flamingo_lite.errors import FlamingoError
+from flamingo_lite.models.card import model_card
 from flamingo_lite.models.configuration import VisionLanguageConfig
 from flamingo_lite.models.connector import ConnectorConfig, build_connector
 from flamingo_lite.models.cross_fusion import leave_whole_layers_to_their_forward
@@ -32,8 +34,9 @@ from flamingo_lite.models.language import (
     has_plain_head,
 )
 from flamingo_lite.models.packing import packed_masks
-from flamingo_lite.models.parts import keep_weights, restore_buffers
+from flamingo_lite.models.parts import keep_weights, restore_buffers, without_the_join
 from flamingo_lite.models.policy import apply_policy
+from flamingo_lite.models.upload import upload
 from flamingo_lite.models.vision import VisionEncoder, VisionTower
 from flamingo_lite.nn.cache import Media, MediaCache
 from flamingo_lite.nn.gated import gate_value
@@ -53,6 +56,9 @@ class VisionLanguageModel(PreTrainedModel, GenerationMixin):
     main_input_name = "input_ids"
     input_modalities = ["image", "text"]
     supports_gradient_checkpointing = True
+    # Residual streams must not be cut by a device map. Decoder layers, with the blocks in them, are named by the
+    # language model's own class, and added to these.
+    _no_split_modules = ["VisionEncoder", "LinearProjector", "MLPProjector", "PerceiverResampler", "QFormer"]
     _supports_sdpa = True
     _supports_flash_attn = True
     _supports_flex_attn = True
@@ -95,9 +101,17 @@ class VisionLanguageModel(PreTrainedModel, GenerationMixin):
     @classmethod
     def from_pretrained(cls, path: Any, *args: Any, output_loading_info: bool = False, **kwargs: Any) -> Any:
         """As transformers', but a directory that lacks weights is a FlamingoError, never a silent random
-        start.
+        start; what trains and the vision encoder are never quantized.
         """
-        loaded: Any = super().from_pretrained(path, *args, output_loading_info=True, **kwargs)
+        if kwargs.get("quantization_config") is not None:
+            kwargs["quantization_config"] = without_the_join(kwargs["quantization_config"])
+        try:
+            loaded: Any = super().from_pretrained(path, *args, output_loading_info=True, **kwargs)
+        except ImportError as error:
+            raise FlamingoError(
+                f"cannot load {path}: {error}; device maps need flamingo_lite[device-map], quantized weights "
+                "flamingo_lite[quantized]"
+            ) from error
         model, info = loaded  # a pair only with output_loading_info
         if info["missing_keys"] or info["mismatched_keys"]:
             missing = sorted(info["missing_keys"]) or [str(key) for key in info["mismatched_keys"]]
@@ -289,6 +303,18 @@ class VisionLanguageModel(PreTrainedModel, GenerationMixin):
 
     # ---- what transformers asks of a model
     # --------------------------------------------------------------------
+
+    def save_pretrained(self, save_directory: Any, *args: Any, **kwargs: Any) -> None:
+        """transformers' own, and a model card beside the weights, unless a README.md is there."""
+        super().save_pretrained(save_directory, *args, **kwargs)
+        card = Path(save_directory) / "README.md"
+        if not card.exists() and kwargs.get("is_main_process", True):
+            card.write_text(model_card(self, self.config), encoding="utf-8")
+
+    # Narrower than transformers', whose own card would replace ours.
+    def push_to_hub(self, repo_id: str, **options: Any) -> str:  # pyrefly: ignore[bad-override]
+        """Upload model, card and, with `processor=`, the processor; see `upload` for the options."""
+        return upload(self, repo_id, **options)
 
     def train(self, mode: bool = True) -> Self:
         """A vision encoder that does not train stays in evaluation mode: no patch is dropped."""

@@ -4,9 +4,10 @@ elsewhere.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import nn
@@ -63,3 +64,18 @@ def _unsaved_buffers(module: nn.Module, prefix: str = "") -> Iterator[str]:
             yield prefix + name
     for name, child in module.named_children():
         yield from _unsaved_buffers(child, f"{prefix}{name}.")
+
+
+NOT_QUANTIZED = ["vision", "connector", r".*\.cross_attention", "lm_head", "embed_out"]
+"""Patterns of module names; the head computes the columns of new tokens itself."""
+
+
+def without_the_join(config: Any) -> Any:
+    """A copy of transformers' quantization config that leaves out what trains, the vision encoder (open_clip's
+    attention reads weights without calling their layers) and the head; one that says what to leave out stays.
+    """
+    if getattr(config, "llm_int8_skip_modules", ()) is not None:
+        return config
+    config = copy.deepcopy(config)
+    config.llm_int8_skip_modules = list(NOT_QUANTIZED)
+    return config

@@ -10,6 +10,7 @@ import pytest
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 
+import flamingo_lite as fl
 from flamingo_lite.batch import Batch
 from flamingo_lite.document import Document, Image
 from flamingo_lite.models.build import build
@@ -145,3 +146,24 @@ def test_a_policy_can_still_be_read_off_an_adapted_model(
     lora = [name for name, p in adapted.named_parameters() if ".lora_" in name and p.requires_grad]
     assert by_pattern["*.lora_*"] == len(lora) > 0
     assert sum(row.tensors for row in rows) == len(list(adapted.parameters()))
+
+
+def test_the_example_in_the_docs_runs(
+    model: VisionLanguageModel,
+    processor: VisionLanguageProcessor,
+    image_of: Callable[[int], Image],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    page = Path(__file__).parents[2] / "docs" / "ecosystem.md"
+    example = page.read_text().split("## Adapters")[1].split("```python")[1].split("```")[0]
+    monkeypatch.chdir(tmp_path)
+    names: dict[str, Any] = {
+        "fl": fl,
+        "model": model,
+        "batch": processor([Document([image_of(0), "ab"])], complete=True),
+        "directory": fl.save(model, processor, tmp_path / "model"),
+    }
+    exec(compile(example, str(page), "exec"), names)  # noqa: S102
+    assert type(names["merged"]) is VisionLanguageModel
+    assert any(p.grad is not None for n, p in model.named_parameters() if "connector" in n)
