@@ -185,8 +185,9 @@ class VisionLanguageProcessor(ProcessorMixin):
         """The marks that one image becomes (transformers' name for it)."""
         return IMAGE_TOKEN * self.template.image_tokens
 
+    # transformers annotates a plain attribute.
     @property
-    def image_processor(self) -> Self:
+    def image_processor(self) -> Self:  # pyrefly: ignore[bad-override]
         """This processor: it prepares its images itself. Pipelines ask for it when they batch."""
         return self
 

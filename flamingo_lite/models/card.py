@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from torch import nn
+from transformers import PreTrainedModel
 
 from flamingo_lite.models.configuration import VisionLanguageConfig
 
@@ -27,8 +28,9 @@ PARTS = {
 """What to call the part that a parameter belongs to: the first entry that its name contains."""
 
 
-def model_card(model: nn.Module, config: VisionLanguageConfig) -> str:
+def model_card(model: PreTrainedModel) -> str:
     """Markdown with front matter, as hubs read it."""
+    config: Any = model.config  # a VisionLanguageConfig, which transformers' own annotation does not know
     fusion = str(config.fusion.get("name", "cross_attention")).replace("_", "-")
     front = {
         "library_name": LIBRARY,

@@ -309,7 +309,7 @@ class VisionLanguageModel(PreTrainedModel, GenerationMixin):
         super().save_pretrained(save_directory, *args, **kwargs)
         card = Path(save_directory) / "README.md"
         if not card.exists() and kwargs.get("is_main_process", True):
-            card.write_text(model_card(self, self.config), encoding="utf-8")
+            card.write_text(model_card(self), encoding="utf-8")
 
     # Narrower than transformers', whose own card would replace ours.
     def push_to_hub(self, repo_id: str, **options: Any) -> str:  # pyrefly: ignore[bad-override]

@@ -107,7 +107,7 @@ def test_base_models_are_named_where_they_can_be_looked_up(model: VisionLanguage
         "vision": {"name": "ViT-L-14", "pretrained": "openai"},
         "language": {"name": 'someone/a: "model"', "revision": "abc"},
     }
-    card = ModelCard(model_card(model, model.config))
+    card = ModelCard(model_card(model))
     assert card.data.base_model == ['someone/a: "model"']
     assert "`ViT-L-14` (pretrained openai)" in card.text and "revision abc" in card.text
 
