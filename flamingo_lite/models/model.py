@@ -32,7 +32,7 @@ from flamingo_lite.models.language import (
     has_plain_head,
 )
 from flamingo_lite.models.packing import packed_masks
-from flamingo_lite.models.parts import keep_weights
+from flamingo_lite.models.parts import CACHE, keep_weights
 from flamingo_lite.models.policy import apply_policy
 from flamingo_lite.models.vision import VisionEncoder, VisionTower
 from flamingo_lite.nn.cache import Media, MediaCache
@@ -122,6 +122,7 @@ class VisionLanguageModel(PreTrainedModel, GenerationMixin):
         media_first: Tensor | None = None,
         media: MediaCache | None = None,
         past_key_values: Any = None,
+        cache: Any = None,
         use_cache: bool | None = None,
         logits_to_keep: int | Tensor = 0,
         num_items: Tensor | int | None = None,
@@ -143,7 +144,8 @@ class VisionLanguageModel(PreTrainedModel, GenerationMixin):
             check_media_index(media_index, len(media), exact=False)
         tokens = media.tokens(self.encode_images)
         seen = Media(media, tokens, media_index, media_first, is_packed=segment_ids is not None)
-        inputs = self._text_inputs(input_ids, attention_mask, position_ids, segment_ids, past_key_values)
+        past = past_key_values if cache is None else cache  # the two names that transformers has for it
+        inputs = self._text_inputs(input_ids, attention_mask, position_ids, segment_ids, past)
         inputs = {
             **kwargs,
             **inputs,
@@ -209,7 +211,7 @@ class VisionLanguageModel(PreTrainedModel, GenerationMixin):
         inputs = {
             "input_ids": input_ids,
             "attention_mask": mask,
-            "past_key_values": past_key_values,
+            CACHE: past_key_values,
         }
         if position_ids is not None and "position_ids" in self.accepted:
             inputs["position_ids"] = position_ids
@@ -258,13 +260,15 @@ class VisionLanguageModel(PreTrainedModel, GenerationMixin):
         seen.
         """
         indices = {name: kwargs.pop(name, None) for name in ("media_index", "media_first")}
+        cache = kwargs.pop("cache", None)
+        past = past_key_values if cache is None else cache
         # The same protocol, and ids typed as LongTensor.
         inputs: dict[str, Any] = super().prepare_inputs_for_generation(  # pyrefly: ignore[bad-argument-type]
             input_ids,  # pyrefly: ignore[bad-argument-type]
-            past_key_values=past_key_values,
+            **{CACHE: past},
             **kwargs,
         )
-        seen = 0 if past_key_values is None else int(past_key_values.get_seq_length())
+        seen = 0 if past is None else int(past.get_seq_length())
         length = inputs["input_ids"].shape[1]
         for name, index in indices.items():
             if index is not None:
