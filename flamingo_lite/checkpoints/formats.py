@@ -6,12 +6,13 @@ from pathlib import Path
 
 from flamingo_lite.checkpoints.atomic import whole_directory
 from flamingo_lite.checkpoints.foreign import Format, read_json
+from flamingo_lite.checkpoints.openflamingo import OPENFLAMINGO
 from flamingo_lite.errors import FlamingoError
 from flamingo_lite.models.model import VisionLanguageModel
 from flamingo_lite.names import check_choice
 from flamingo_lite.processing import VisionLanguageProcessor
 
-FORMATS: dict[str, Format] = {}
+FORMATS: dict[str, Format] = {"openflamingo": OPENFLAMINGO}
 """What a directory is compared with, in this order."""
 
 
