@@ -193,7 +193,9 @@ def published(model: Any) -> dict[str, Tensor]:
     GPT-NeoX's head is among the embeddings, by the name that it had.
     """
     language = model.lang_encoder
-    state = {key.replace("lang_encoder.lm_head.", head_name(language)): v for key, v in model.state_dict().items()}
+    state = {
+        key.replace("lang_encoder.lm_head.", head_name(language)): v for key, v in model.state_dict().items()
+    }
     frozen = {
         name.replace("lang_encoder.lm_head.", head_name(language))
         for name, parameter in model.named_parameters()
