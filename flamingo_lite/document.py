@@ -214,9 +214,15 @@ def decode_image(data: bytes, name: str) -> "PIL.Image.Image":
                     f"{name}: {pixels:,} pixels, above the limit of {MAX_PIXELS:,}; shrink it"
                 )
             image.load()
-            return _rgb(_upright(image))
+            return upright_rgb(image)
     except _DECODING_ERRORS as error:
         raise FlamingoError(f"{name}: not a readable image ({error or type(error).__name__})") from error
+
+
+def upright_rgb(image: "PIL.Image.Image") -> "PIL.Image.Image":
+    """An image of any mode as 8-bit RGB: upright by its EXIF orientation, transparency laid over white, 16-bit
+    grey scaled."""
+    return _rgb(_upright(image))
 
 
 # What Pillow's three decoders raise on damaged files. The bomb warning is for users who make it an error.
@@ -247,13 +253,26 @@ def _upright(image: "PIL.Image.Image") -> "PIL.Image.Image":
 def _rgb(image: "PIL.Image.Image") -> "PIL.Image.Image":
     if image.mode == "RGB" and "transparency" not in image.info:
         return image.copy()
-    if image.mode.startswith("I"):  # 16-bit grey, which convert() would clip at 255 instead of scaling
-        image = image.convert("I").point(lambda value: value * (1 / 257)).convert("L")
+    if image.mode.startswith("I"):
+        image = _eight_bits(image)
     if not image.has_transparency_data:
         return image.convert("RGB")
     rgba = image.convert("RGBA")
     white = PIL.Image.new("RGBA", rgba.size, "white")
     return PIL.Image.alpha_composite(white, rgba).convert("RGB")
+
+
+def _eight_bits(image: "PIL.Image.Image") -> "PIL.Image.Image":
+    """16-bit grey scaled, which convert() would clip at 255, and without its transparent value, which is one of
+    the 16-bit ones."""
+    deep = image.convert("I")
+    grey = deep.point(lambda value: value * (1 / 257)).convert("L")
+    clear = grey.info.pop("transparency", None)
+    if isinstance(clear, int):
+        import numpy as np  # only here: a document of text alone needs no arrays
+
+        grey.putalpha(PIL.Image.fromarray(np.where(np.asarray(deep) == clear, 0, 255).astype(np.uint8)))
+    return grey
 
 
 def _encode_png(image: "PIL.Image.Image") -> bytes:

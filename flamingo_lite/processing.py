@@ -5,13 +5,10 @@ Shape letters: b batch, t text positions, m images in the whole batch, c channel
 """
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
-from functools import cached_property
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Literal, Self, TypeVar, cast
 
-import numpy as np
-import PIL.Image
 import torch
 from torch import Tensor
 from transformers import BatchFeature, PreTrainedTokenizerBase, ProcessorMixin
@@ -19,65 +16,11 @@ from transformers import BatchFeature, PreTrainedTokenizerBase, ProcessorMixin
 from flamingo_lite.batch import IGNORED, NO_IMAGE, NO_SEGMENT, Batch
 from flamingo_lite.document import IMAGE_TOKEN, Document, Image
 from flamingo_lite.errors import FlamingoError
+from flamingo_lite.image_transform import ImageTransform
 from flamingo_lite.text.template import Template
 from flamingo_lite.text.tokenizer import Encoded, add_tokens, encode
 
 PaddingSide = Literal["left", "right"]
-
-
-@dataclass(frozen=True)
-class ImageTransform:
-    """open_clip's evaluation transform, as plain numbers. `transform(image)` gives `(c h w)` float32.
-
-    The fields are those of `open_clip.transform.PreprocessCfg`; `size` is (height, width).
-    Errors: `FlamingoError` for a value that open_clip would not take.
-    """
-
-    size: tuple[int, int] = (224, 224)
-    mean: tuple[float, ...] = (0.48145466, 0.4578275, 0.40821073)
-    std: tuple[float, ...] = (0.26862954, 0.26130258, 0.27577711)
-    interpolation: str = "bicubic"
-    resize_mode: str = "shortest"
-    fill_color: int = 0
-
-    def __post_init__(self) -> None:
-        size = (self.size, self.size) if isinstance(self.size, int) else tuple(self.size)
-        object.__setattr__(self, "size", size * 2 if len(size) == 1 else size)
-        object.__setattr__(self, "mean", tuple(self.mean))
-        object.__setattr__(self, "std", tuple(self.std))
-        if len(self.size) != 2 or min(self.size) < 1:
-            raise FlamingoError(f"image transform: size is {self.size}; expected (height, width)")
-        if len(self.mean) != 3 or len(self.std) != 3 or min(self.std) <= 0:
-            raise FlamingoError("image transform: expected three means and three standard deviations above 0")
-        if self.interpolation not in ("bicubic", "bilinear", "random"):
-            raise FlamingoError(
-                f"image transform: interpolation {self.interpolation!r}; expected bicubic or bilinear"
-            )
-        if self.resize_mode not in ("shortest", "longest", "squash"):
-            raise FlamingoError(
-                f"image transform: resize_mode {self.resize_mode!r}; expected shortest, longest or squash"
-            )
-
-    @classmethod
-    def from_open_clip(cls, config: Any) -> Self:
-        """From a `PreprocessCfg` or the `preprocess_cfg` dictionary of an open_clip checkpoint."""
-        values = config if isinstance(config, dict) else asdict(config)
-        return cls(**{name: values[name] for name in cls.__dataclass_fields__ if name in values})
-
-    @cached_property
-    def _open_clip(self) -> Any:
-        from open_clip.transform import PreprocessCfg, image_transform_v2
-
-        return image_transform_v2(PreprocessCfg(**asdict(self)), is_train=False)
-
-    def __call__(self, image: Image | PIL.Image.Image) -> Tensor:
-        pixels = image.pil() if isinstance(image, Image) else image.convert("RGB")
-        if pixels.size != self.size[::-1]:
-            return self._open_clip(pixels)
-        # An image of the right size passes every resize mode unchanged: only the numbers are left to do.
-        values = torch.from_numpy(np.array(pixels)).permute(2, 0, 1).contiguous().to(torch.float32).div_(255)
-        mean, std = (torch.tensor(v, dtype=torch.float32)[:, None, None] for v in (self.mean, self.std))
-        return values.sub_(mean).div_(std)
 
 
 Component = TypeVar("Component", ImageTransform, Template)

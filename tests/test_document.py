@@ -169,6 +169,35 @@ def test_sixteen_bit_grey_is_scaled_not_clipped() -> None:
     assert np.array(Image(source).pil())[0, :, 0].tolist() == [0, 127, 255]
 
 
+@settings(max_examples=30, deadline=None)
+@given(st.integers(0, 99), st.integers(1, 20), st.integers(1, 20), st.sampled_from(["PNG", "WEBP"]))
+def test_transparency_of_any_degree_is_laid_over_white(seed: int, width: int, height: int, kind: str) -> None:
+    values = np.random.default_rng(seed).integers(0, 256, (height, width, 4), dtype=np.uint8)
+    options = {"lossless": True, "exact": True} if kind == "WEBP" else {}
+    found = np.array(Image(encoded(PIL.Image.fromarray(values), kind, **options)).pil()).astype(float)
+    alpha = values[..., 3:] / 255
+    assert np.abs(found - (values[..., :3] * alpha + 255 * (1 - alpha))).max() <= 1
+
+
+@pytest.mark.parametrize("key", [0, 3, 300, 65535])
+def test_sixteen_bit_grey_keeps_its_transparent_value(key: int) -> None:
+    source = PIL.Image.fromarray(np.array([[key, 1000]], dtype=np.uint16))
+    chunk = b"tRNS" + struct.pack(">H", key)
+    data = encoded(source, "PNG")
+    body = data.index(b"IDAT") - 4
+    data = data[:body] + struct.pack(">I", 2) + chunk + struct.pack(">I", zlib.crc32(chunk)) + data[body:]
+    assert np.array(Image(data).pil())[0, :, 0].tolist() == [255, 1000 // 257]
+
+
+def test_the_four_inks_of_a_jpeg_become_rgb() -> None:
+    inks = np.random.default_rng(0).integers(0, 256, (8, 8, 4), dtype=np.uint8)
+    data = encoded(PIL.Image.fromarray(inks, mode="CMYK"), "JPEG", quality=100)
+    stored = np.array(PIL.Image.open(io.BytesIO(data))).astype(float)
+    found = np.array(Image(data).pil()).astype(float)
+    # Each ink takes its part of the light, and so does black, the fourth.
+    assert np.abs(found - (255 - stored[..., :3]) * (255 - stored[..., 3:]) / 255).max() <= 1.01
+
+
 @pytest.mark.parametrize("orientation", range(1, 9))
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP"])
 def test_exif_orientation_is_undone(orientation: int, kind: str) -> None:

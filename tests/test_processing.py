@@ -1,4 +1,4 @@
-"""The processor: documents to a batch, images as open_clip prepares them, saved and loaded whole."""
+"""The processor: documents to a batch, saved and loaded whole."""
 
 import io
 import json
@@ -10,13 +10,13 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from open_clip.transform import PreprocessCfg, image_transform_v2
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import BatchFeature, PreTrainedTokenizerFast
 
 from flamingo_lite.document import Document, Image, Text
 from flamingo_lite.errors import FlamingoError
-from flamingo_lite.processing import ImageTransform, VisionLanguageProcessor, first_fit_decreasing
+from flamingo_lite.image_transform import ImageTransform
+from flamingo_lite.processing import VisionLanguageProcessor, first_fit_decreasing
 from flamingo_lite.text.template import Template
 
 
@@ -168,33 +168,6 @@ def test_prompts_are_padded_left_and_complete_documents_right(processor: VisionL
 
 def test_a_batch_without_images_has_the_right_shape(processor: VisionLanguageProcessor) -> None:
     assert processor(Document(["a"])).pixel_values.shape == (0, 3, 8, 8)
-
-
-@pytest.mark.parametrize("mode", ["shortest", "longest", "squash"])
-@pytest.mark.parametrize("size", [(8, 8), (6, 10)])
-@pytest.mark.parametrize("source", [(8, 8), (10, 6), (13, 30), (31, 7)])
-def test_images_are_prepared_as_open_clip_does(
-    mode: str, size: tuple[int, int], source: tuple[int, int]
-) -> None:
-    reference = PreprocessCfg(size=size, resize_mode=mode, interpolation="bilinear", fill_color=7)
-    image = picture(0, *source)
-    ours = ImageTransform.from_open_clip(reference)(Image(image))
-    assert torch.equal(ours, image_transform_v2(reference, is_train=False)(image))
-
-
-@pytest.mark.parametrize(
-    "values",
-    [
-        {"size": (0, 4)},
-        {"std": (0.0, 1.0, 1.0)},
-        {"mean": (1.0,)},
-        {"interpolation": "magic"},
-        {"resize_mode": "x"},
-    ],
-)
-def test_an_image_transform_refuses_what_open_clip_would_not_take(values: dict) -> None:
-    with pytest.raises(FlamingoError, match="image transform"):
-        ImageTransform(**values)
 
 
 def test_a_saved_processor_comes_back_the_same(tmp_path: Path) -> None:

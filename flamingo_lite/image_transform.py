@@ -1,0 +1,169 @@
+"""How an image becomes the numbers that an encoder takes: resize, crop, rescale, normalise, as the encoder's own
+library does it.
+
+Shape letters: c channels, h height, w width.
+"""
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from typing import Any, Self
+
+import numpy as np
+import PIL.Image
+import torch
+from torch import Tensor
+
+from flamingo_lite.document import MAX_PIXELS, Image, upright_rgb
+from flamingo_lite.errors import FlamingoError
+
+RESAMPLING = {
+    "nearest": PIL.Image.Resampling.NEAREST,
+    "lanczos": PIL.Image.Resampling.LANCZOS,
+    "bilinear": PIL.Image.Resampling.BILINEAR,
+    "bicubic": PIL.Image.Resampling.BICUBIC,
+    "random": PIL.Image.Resampling.BICUBIC,
+}
+"""Interpolations by their names in configs; open_clip evaluates what it trained with "random" ones bicubically."""
+
+
+@dataclass(frozen=True)
+class ImageTransform:
+    """How an encoder's images are prepared, as plain numbers. `transform(image)` gives `(c h w)` float32.
+
+    The fields are those of `open_clip.transform.PreprocessCfg`, whose evaluation transform this equals; `size` is
+    (height, width). `shortest_edge` is transformers' way: that edge is brought to this length, then the middle is
+    cropped to `size`, as its image processors on Pillow do. Images become upright RGB first, transparency laid over
+    white, as in transformers; open_clip resizes before it converts and drops transparency, so for palettes, 1-bit
+    and four-ink images, and hidden colours, it gives something else.
+    Errors: `FlamingoError` for a value that neither would take.
+    """
+
+    size: tuple[int, int] = (224, 224)
+    mean: tuple[float, ...] = (0.48145466, 0.4578275, 0.40821073)
+    std: tuple[float, ...] = (0.26862954, 0.26130258, 0.27577711)
+    interpolation: str = "bicubic"
+    resize_mode: str = "shortest"
+    fill_color: int = 0
+    shortest_edge: int | None = None
+
+    def __post_init__(self) -> None:
+        size = (self.size, self.size) if isinstance(self.size, int) else tuple(self.size)
+        object.__setattr__(self, "size", size * 2 if len(size) == 1 else size)
+        object.__setattr__(self, "mean", tuple(self.mean))
+        object.__setattr__(self, "std", tuple(self.std))
+        if len(self.size) != 2 or min(self.size) < 1:
+            raise FlamingoError(f"image transform: size is {self.size}; expected (height, width)")
+        if len(self.mean) != 3 or len(self.std) != 3 or min(self.std) <= 0:
+            raise FlamingoError("image transform: expected three means and three standard deviations above 0")
+        if self.interpolation not in RESAMPLING:
+            raise FlamingoError(
+                f"image transform: interpolation {self.interpolation!r}; expected {' or '.join(RESAMPLING)}"
+            )
+        if self.resize_mode not in ("shortest", "longest", "squash"):
+            raise FlamingoError(
+                f"image transform: resize_mode {self.resize_mode!r}; expected shortest, longest or squash"
+            )
+        if self.shortest_edge is None:
+            return
+        if self.resize_mode != "shortest" or self.shortest_edge < max(self.size):
+            raise FlamingoError(
+                f"image transform: shortest_edge {self.shortest_edge} with size {self.size} and resize_mode "
+                f"{self.resize_mode!r}; expected an edge that covers the size, and shortest"
+            )
+
+    @classmethod
+    def from_open_clip(cls, config: Any) -> Self:
+        """From a `PreprocessCfg` or the `preprocess_cfg` dictionary of an open_clip checkpoint."""
+        values = config if isinstance(config, dict) else asdict(config)
+        return cls(**{name: values[name] for name in cls.__dataclass_fields__ if name in values})
+
+    @classmethod
+    def from_transformers(cls, values: Mapping[str, Any]) -> Self:
+        """From what a transformers image processor's `to_dict()` gives.
+
+        Errors: `FlamingoError` naming the field of a processor that does anything but resize to a fixed size,
+        crop, rescale and normalise.
+        """
+        for name in ("do_pad", "do_image_splitting", "do_pan_and_scan"):
+            if values.get(name):
+                raise FlamingoError(f"{name} is true; expected a processor that resizes, crops and normalises")
+        if not values.get("do_resize", True):
+            raise FlamingoError("do_resize is false; expected images to be brought to one size")
+        size, edge = _output_size(values)
+        # Rescaling by another factor than 1/255 is what other means and deviations do.
+        scale = 255 * values.get("rescale_factor", 1 / 255) if values.get("do_rescale", True) else 255
+        normalizes = values.get("do_normalize", True)
+        mean = values["image_mean"] if normalizes else (0.0,) * 3
+        std = values["image_std"] if normalizes else (1.0,) * 3
+        names = {int(code): name for name, code in RESAMPLING.items() if name != "random"}
+        return cls(
+            size=size,
+            mean=tuple(m / scale for m in mean),
+            std=tuple(s / scale for s in std),
+            interpolation=names.get(int(values.get("resample", 2)), str(values.get("resample"))),
+            resize_mode="squash" if edge is None else "shortest",
+            shortest_edge=edge,
+        )
+
+    @cached_property
+    def _open_clip(self) -> Any:
+        from open_clip.transform import PreprocessCfg, image_transform_v2
+
+        known = {name: value for name, value in asdict(self).items() if name != "shortest_edge"}
+        return image_transform_v2(PreprocessCfg(**known), is_train=False)
+
+    def __call__(self, image: Image | PIL.Image.Image) -> Tensor:
+        pixels = image.pil() if isinstance(image, Image) else upright_rgb(image)
+        size = self.size[::-1]
+        edge = self.shortest_edge
+        _refuse_ribbon(pixels.size, size if edge is None else (edge, edge), self.resize_mode)
+        if edge is not None:
+            pixels = _middle(self._resized(pixels, _covering(pixels.size, edge)), size)
+        elif pixels.size != size and self.resize_mode == "squash":
+            pixels = self._resized(pixels, size)
+        elif pixels.size != size:
+            return self._open_clip(pixels)
+        # An image of the right size passes every resize mode unchanged: only the numbers are left to do.
+        values = torch.from_numpy(np.array(pixels)).permute(2, 0, 1).contiguous().to(torch.float32).div_(255)
+        mean, std = (torch.tensor(v, dtype=torch.float32)[:, None, None] for v in (self.mean, self.std))
+        return values.sub_(mean).div_(std)
+
+    def _resized(self, pixels: PIL.Image.Image, size: tuple[int, int]) -> PIL.Image.Image:
+        return pixels if pixels.size == size else pixels.resize(size, RESAMPLING[self.interpolation])
+
+
+def _refuse_ribbon(size: tuple[int, int], target: tuple[int, int], resize_mode: str) -> None:
+    """Raises FlamingoError where bringing one edge to its target makes the other nothing, or more than memory holds."""
+    ratios = [have / want for have, want in zip(size, target, strict=True)]
+    vanishes = resize_mode == "longest" and round(min(size) / max(ratios)) < 1
+    if vanishes or (resize_mode == "shortest" and size[0] * size[1] / min(ratios) ** 2 > MAX_PIXELS):
+        raise FlamingoError(
+            f"an image of {size[0]} x {size[1]} pixels is too narrow to be brought to {target[0]} x {target[1]} by its "
+            f"{resize_mode} edge; crop it or leave it out"
+        )
+
+
+def _covering(size: tuple[int, int], edge: int) -> tuple[int, int]:
+    """The size with its shorter edge brought to `edge` and the other cut down to a whole number of pixels."""
+    width, height = size
+    return (edge, edge * height // width) if width <= height else (edge * width // height, edge)
+
+
+def _middle(pixels: PIL.Image.Image, size: tuple[int, int]) -> PIL.Image.Image:
+    left, top = ((have - want) // 2 for have, want in zip(pixels.size, size, strict=True))
+    return pixels.crop((left, top, left + size[0], top + size[1]))
+
+
+def _output_size(values: Mapping[str, Any]) -> tuple[tuple[int, int], int | None]:
+    """The (height, width) that a transformers image processor gives, and the shortest edge that it crops from."""
+    size, crop = values.get("size"), values.get("crop_size")
+    edge = size.get("shortest_edge") if isinstance(size, Mapping) else None
+    if isinstance(size, Mapping) and not values.get("do_center_crop") and {"height", "width"} <= size.keys():
+        return (size["height"], size["width"]), None
+    if edge and isinstance(crop, Mapping) and values.get("do_center_crop") and not size.get("longest_edge"):
+        return (crop["height"], crop["width"]), edge
+    raise FlamingoError(
+        f"size is {size}, crop_size {crop}, do_center_crop {values.get('do_center_crop')}; expected height and width, "
+        "or a shortest_edge that is cropped: images of one fixed size"
+    )
