@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import functools
 import inspect
+import pickle
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, cast
 
 import torch
@@ -15,6 +17,9 @@ import torch.nn.functional as F
 from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import (
+    MODEL_FOR_CAUSAL_LM_MAPPING,
+    MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING,
+    MODEL_FOR_MASKED_LM_MAPPING,
     AutoConfig,
     AutoModelForCausalLM,
     AutoTokenizer,
@@ -25,9 +30,6 @@ from transformers import (
 
 from flamingo_lite.errors import FlamingoError
 from flamingo_lite.models.parts import backbone_directory
-
-PACKS_WITH_A_MASK = frozenset({"llama", "mistral", "qwen2", "qwen3", "gpt2", "opt", "gpt_neox", "mpt"})
-"""Families whose logits were tested not to leak between packed documents under a 4-D mask (tests/models)."""
 
 HEAD_POST_PROCESSING = (
     "final_logit_softcapping", "logit_scale", "logits_scaling", "lm_head_multiplier", "logits_soft_cap",
@@ -53,23 +55,73 @@ class LanguageConfig:
 
 
 def load_language(config: LanguageConfig) -> PreTrainedModel:
-    """The causal LM; never runs code from the checkpoint. Raises FlamingoError in one line when it cannot
-    load.
+    """The causal LM; never runs code from the checkpoint.
+
+    Raises FlamingoError in one line when it cannot load, when it is no decoder-only language model (an
+    encoder, an encoder-decoder, a vision-language model), and when its weights are not all there.
     """
     source = backbone_directory(config.name, "language") or config.name
     dtype = getattr(torch, config.dtype, None)
     if not isinstance(dtype, torch.dtype):
         raise FlamingoError(f"language.dtype is {config.dtype!r}; expected float32, bfloat16 or float16")
     options = {} if config.attention is None else {"attn_implementation": config.attention}
+    if isinstance(source, Path) and not (source / "config.json").is_file():
+        found = ", ".join(sorted(file.name for file in source.iterdir())[:6]) or "nothing"
+        raise FlamingoError(
+            f"cannot load the language model {config.name!r}: the directory holds no config.json (found: {found}); "
+            "expected one that a causal language model was saved to"
+        )
     try:
-        if config.pretrained:
-            return AutoModelForCausalLM.from_pretrained(
-                source, revision=config.revision, trust_remote_code=False, dtype=dtype, **options
-            )
         known = AutoConfig.from_pretrained(source, revision=config.revision, trust_remote_code=False)
-        return AutoModelForCausalLM.from_config(known, dtype=dtype, **options)
+        refuse_other_models(known, config.name)
+        if not config.pretrained:
+            return AutoModelForCausalLM.from_config(known, dtype=dtype, **options)
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
+            source,
+            config=known,
+            revision=config.revision,
+            trust_remote_code=False,
+            dtype=dtype,
+            output_loading_info=True,
+            **options,
+        )
+    except pickle.UnpicklingError as error:  # torch's own message advises to run it
+        raise FlamingoError(
+            f"cannot load the language model {config.name!r}: its weights are a pickle that holds more than "
+            "tensors, and nothing of it was run; expected safetensors"
+        ) from error
     except LOADING_ERRORS as error:
         raise FlamingoError(_cannot_load("language model", config, error)) from error
+    language, info = loaded  # a pair only with output_loading_info
+    missing = sorted(info["missing_keys"])
+    if missing:
+        raise FlamingoError(
+            f"cannot load the language model {config.name!r}: it lacks {len(missing)} weights of "
+            f"{type(language).__name__}, {missing[0]} first; expected a whole model, saved with its head"
+        )
+    return language
+
+
+def refuse_other_models(config: PretrainedConfig, name: str) -> None:
+    """Raise FlamingoError, naming what `name` holds, unless it is a decoder-only language model."""
+    kind = type(config)
+    found = None
+    if kind in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING:
+        found = "a vision-language model"
+    elif config.is_encoder_decoder:
+        found = "an encoder-decoder"
+    # BERT and its kin have a causal head that their masked-language checkpoints do not use.
+    elif kind in MODEL_FOR_MASKED_LM_MAPPING and not getattr(config, "is_decoder", False):
+        found = "an encoder"
+    elif getattr(config, "use_bidirectional_attention", False) is True:
+        found = "a model whose attention runs in both directions"
+    elif kind not in MODEL_FOR_CAUSAL_LM_MAPPING:
+        found = "no language model"
+    if found is not None:
+        raise FlamingoError(
+            f"language.name {name!r} holds {found} (model_type {config.model_type!r}); expected a decoder-only "
+            "language model, one that AutoModelForCausalLM loads"
+        )
 
 
 def load_tokenizer(config: LanguageConfig) -> PreTrainedTokenizerBase:
@@ -120,23 +172,6 @@ def has_plain_head(language: PreTrainedModel) -> bool:
     config = language.config.get_text_config()
     scales = (getattr(config, name, None) for name in HEAD_POST_PROCESSING)
     return language.get_output_embeddings() is not None and all(scale in (None, 1, 1.0) for scale in scales)
-
-
-def refuse_packing(language: PreTrainedModel) -> None:
-    """Raise FlamingoError, by name, for families in which a 4-D mask does not keep packed documents apart."""
-    config = language.config.get_text_config()
-    layer_types = set(getattr(config, "layer_types", None) or ["full_attention"])
-    slides = layer_types != {"full_attention"} or (
-        getattr(config, "sliding_window", None) is not None and getattr(config, "use_sliding_window", True)
-    )
-    attention = getattr(config, "_attn_implementation", None)
-    if config.model_type not in PACKS_WITH_A_MASK or slides or attention not in ("sdpa", "eager"):
-        raise FlamingoError(
-            f"packed documents (segment_ids) are not supported for {config.model_type} with {attention} "
-            "attention"
-            f"{' and sliding windows' if slides else ''}; train without packing, or use one of "
-            f"{', '.join(sorted(PACKS_WITH_A_MASK))} with sdpa attention"
-        )
 
 
 def add_new_rows(language: PreTrainedModel, first: int, count: int) -> None:

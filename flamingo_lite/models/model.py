@@ -36,8 +36,8 @@ from flamingo_lite.models.language import (
     accepted_arguments,
     add_new_rows,
     has_plain_head,
-    refuse_packing,
 )
+from flamingo_lite.models.packing import packed_masks
 from flamingo_lite.models.parts import keep_weights
 from flamingo_lite.models.policy import apply_policy
 from flamingo_lite.models.vision import VisionEncoder, VisionTower
@@ -50,7 +50,7 @@ from flamingo_lite.nn.masks import (
     check_media_index,
     first_images,
     media_layout,
-    packing_mask,
+    packed_positions,
     previous_layout,
 )
 
@@ -229,16 +229,18 @@ class VisionLanguageModel(PreTrainedModel, GenerationMixin):
         segment_ids: Tensor | None,
         past_key_values: Any,
     ) -> dict[str, Any]:
+        if segment_ids is not None and position_ids is None:
+            position_ids = packed_positions(segment_ids)
         if isinstance(attention_mask, Tensor) and attention_mask.dim() == 2:
             attention_mask = attention_mask.long()  # ALiBi families add it up
             if position_ids is None:
                 position_ids = (attention_mask.cumsum(-1) - 1).clamp(min=0)[:, -input_ids.shape[1] :]
+        mask: Any = attention_mask
         if segment_ids is not None:
-            refuse_packing(self.language)
-            attention_mask = packing_mask(segment_ids, attention_mask, self.dtype)
+            mask = packed_masks(self.language, segment_ids, attention_mask)
         inputs = {
             "input_ids": input_ids,
-            "attention_mask": attention_mask,
+            "attention_mask": mask,
             "past_key_values": past_key_values,
         }
         if position_ids is not None and "position_ids" in self.accepted:

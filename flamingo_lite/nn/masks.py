@@ -108,17 +108,49 @@ def previous_mask(layout: PreviousLayout, images: Tensor) -> Tensor:
     )
 
 
-def packing_mask(segment_ids: Tensor, attention_mask: Tensor | None, dtype: torch.dtype) -> Tensor:
-    """Additive causal mask (b 1 t t) that keeps packed documents apart; padding sees only itself (never NaN).
+def packed_positions(segment_ids: Tensor) -> Tensor:
+    """(b t) each position's distance from the start of its own packed document in `segment_ids` (b t)."""
+    index = torch.arange(segment_ids.shape[1], device=segment_ids.device).expand_as(segment_ids)
+    is_first = torch.ones_like(segment_ids, dtype=torch.bool)
+    is_first[:, 1:] = segment_ids[:, 1:] != segment_ids[:, :-1]
+    return index - (index * is_first).cummax(1).values
 
-    Float, not bool: MPT accepts no other (reference trial).
+
+def visible_pairs(
+    segment_ids: Tensor,
+    attention_mask: Tensor | None = None,
+    window: int | None = None,
+    also: Tensor | None = None,
+) -> Tensor:
+    """(b t t) bool: which positions (last axis) a position (middle axis) sees within its own document.
+
+    Itself and those before it, under a sliding `window` only the last `window` of these, and the pairs in
+    `also` (b t t), such as the tokens of one image, unless they lie behind the window. Padding sees only
+    itself: a position that sees nothing would be NaN. A row that is one document has one segment id.
     """
-    t = segment_ids.shape[1]
-    same = segment_ids[:, :, None] == segment_ids[:, None, :]
-    causal = torch.ones(t, t, dtype=torch.bool, device=segment_ids.device).tril()
-    visible = same & causal
+    position = torch.arange(segment_ids.shape[1], device=segment_ids.device)
+    distance = position[:, None] - position
+    pairs = (distance >= 0)[None] if also is None else (distance >= 0) | also
+    if window is not None:
+        pairs = pairs & (distance < window)
+    pairs = pairs & (segment_ids[:, :, None] == segment_ids[:, None, :])
     if attention_mask is not None:
-        visible = visible & attention_mask.bool()[:, None, :]
-    visible = visible | torch.eye(t, dtype=torch.bool, device=segment_ids.device)
+        real = attention_mask.bool()
+        pairs = pairs & real[:, None, :] & real[:, :, None]
+    return pairs | (distance == 0)
+
+
+def packing_mask(
+    segment_ids: Tensor,
+    attention_mask: Tensor | None,
+    dtype: torch.dtype,
+    window: int | None = None,
+    also: Tensor | None = None,
+) -> Tensor:
+    """Additive mask (b 1 t t): 0 for `visible_pairs`, the finite minimum of `dtype` for all others.
+
+    Float, not bool: eager attention adds it, and MPT takes no other.
+    """
+    visible = visible_pairs(segment_ids, attention_mask, window, also)
     mask = torch.zeros(visible.shape, dtype=dtype, device=segment_ids.device)
     return mask.masked_fill(~visible, torch.finfo(dtype).min)[:, None]

@@ -178,6 +178,16 @@ def test_packing_keeps_documents_apart(
         torch.testing.assert_close(mine, alone, atol=TOLERANCE, rtol=TOLERANCE)
 
 
+def test_positions_restart_in_packed_rows_that_bring_none(
+    model: VisionLanguageModel, processor: VisionLanguageProcessor, image_of: Callable[[int], Image]
+) -> None:
+    documents = [make([0, "abcdef", 1, "bc"], image_of), make(["a", 2], image_of), make(["bc"], image_of)]
+    batch = processor.collate(processor.encode_all(documents), pack=True)
+    with torch.no_grad():
+        given, derived = (model(**fields).logits for fields in (batch, {**batch, "position_ids": None}))
+    assert torch.equal(given[batch.attention_mask], derived[batch.attention_mask])
+
+
 @pytest.mark.parametrize("segments", [[0, "ab"], ["ab"]], ids=["with an image", "text only"])
 def test_every_trained_parameter_gets_a_gradient(
     either: VisionLanguageModel,
