@@ -143,6 +143,28 @@ def processor(model_config: dict[str, Any]) -> VisionLanguageProcessor:
 
 
 @pytest.fixture(scope="session")
+def prefix_config(model_config: dict[str, Any]) -> dict[str, Any]:
+    """The same parts under prefix fusion: three media tokens per image, as wide as the embeddings."""
+    return {
+        **model_config,
+        "connector": {**model_config["connector"], "width": 32},
+        "fusion": {"name": "prefix"},
+    }
+
+
+@pytest.fixture
+def prefix_model(prefix_config: dict[str, Any]) -> VisionLanguageModel:
+    """A model under prefix fusion, in evaluation mode."""
+    torch.manual_seed(2)
+    return build(prefix_config).eval()
+
+
+@pytest.fixture(scope="session")
+def prefix_processor(prefix_config: dict[str, Any]) -> VisionLanguageProcessor:
+    return build_processor(prefix_config)
+
+
+@pytest.fixture(scope="session")
 def image_of() -> Callable[[int], Image]:
     """Distinct small PNG images by number."""
 

@@ -8,19 +8,28 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields, is_dataclass
 from typing import Any, TypeVar, cast
 
+import torch
 from omegaconf import DictConfig, OmegaConf
 from transformers import PreTrainedTokenizerBase
 
 from flamingo_lite.document import IMAGE_TOKEN
 from flamingo_lite.errors import FlamingoError
 from flamingo_lite.models.configuration import VisionLanguageConfig
-from flamingo_lite.models.connector import ConnectorConfig
+from flamingo_lite.models.connector import ConnectorConfig, build_connector
+from flamingo_lite.models.fusion import FusionConfig
 from flamingo_lite.models.language import LanguageConfig, load_language, load_tokenizer
 from flamingo_lite.models.model import VisionLanguageModel
-from flamingo_lite.models.vision import VisionConfig, load_vision, tower_to_dict, vision_tower
+from flamingo_lite.models.vision import (
+    VisionConfig,
+    VisionEncoder,
+    VisionTower,
+    load_vision,
+    tower_to_dict,
+    vision_tower,
+)
 from flamingo_lite.names import check_choice
-from flamingo_lite.nn.gated import GatedConfig
 from flamingo_lite.processing import ImageTransform, VisionLanguageProcessor
+from flamingo_lite.text.template import Template
 from flamingo_lite.text.tokenizer import add_tokens
 
 Config = TypeVar("Config")
@@ -33,7 +42,7 @@ class ModelConfig:
     vision: VisionConfig = field(default_factory=VisionConfig)
     language: LanguageConfig = field(default_factory=LanguageConfig)
     connector: ConnectorConfig = field(default_factory=ConnectorConfig)
-    fusion: GatedConfig = field(default_factory=GatedConfig)
+    fusion: FusionConfig = field(default_factory=FusionConfig)
     policy: dict[str, str] = field(default_factory=dict)
 
 
@@ -50,7 +59,7 @@ def build(model_config: ModelConfig | Mapping[str, Any] | DictConfig | None = No
         text_config=language.config,
         vision_tower=tower_to_dict(tower),
         connector=config.connector.complete(),
-        fusion=asdict(config.fusion),
+        fusion=config.fusion.complete(),
         policy=dict(config.policy),
         sources=asdict(config),
         image_token_id=image_token_id,
@@ -67,12 +76,23 @@ def build_processor(
     model_config: ModelConfig | Mapping[str, Any] | DictConfig | None = None,
 ) -> VisionLanguageProcessor:
     """The processor that belongs to `build(model_config)`: the language model's tokenizer, the encoder's
-    transform.
+    transform, and as many `<image>` ids per image as the fusion replaces.
     """
     config = model_config_from(model_config)
     tower = vision_tower(config.vision)
-    transform = ImageTransform.from_open_clip(tower.preprocess)
-    return VisionLanguageProcessor(load_tokenizer(config.language), image_transform=transform)
+    return VisionLanguageProcessor(
+        load_tokenizer(config.language),
+        image_transform=ImageTransform.from_open_clip(tower.preprocess),
+        template=Template(image_tokens=media_tokens(config, tower) if config.fusion.replaces_marks else 1),
+    )
+
+
+def media_tokens(config: ModelConfig, tower: VisionTower) -> int:
+    """How many media tokens the connector makes of an image, without weights: on the meta device."""
+    with torch.device("meta"):
+        vision = VisionEncoder(tower)
+        # The number of tokens does not depend on their width.
+        return build_connector(vision.width, vision.patches, vision.width, config.connector).tokens
 
 
 def new_tokens(tokenizer: PreTrainedTokenizerBase) -> tuple[int, int, int]:
@@ -112,6 +132,6 @@ def _field_types(kind: type[Any]) -> dict[str, Any]:
         "vision": VisionConfig,
         "language": LanguageConfig,
         "connector": ConnectorConfig,
-        "fusion": GatedConfig,
+        "fusion": FusionConfig,
     }
     return {f.name: parts.get(f.name) if kind is ModelConfig else None for f in fields(kind)}

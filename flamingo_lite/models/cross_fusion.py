@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, replace
 from typing import Any, cast
 
@@ -21,9 +21,12 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from flamingo_lite.errors import FlamingoError
 from flamingo_lite.models.language import decoder_layers
 from flamingo_lite.models.parts import keep_weights
-from flamingo_lite.nn.cache import MediaCache
+from flamingo_lite.nn.cache import Media, MediaCache
 from flamingo_lite.nn.gated import GatedConfig, GatedCrossAttention
-from flamingo_lite.nn.masks import MediaLayout, PreviousLayout
+from flamingo_lite.nn.masks import MediaLayout, PreviousLayout, media_layout, previous_layout
+
+Fused = tuple[dict[str, Any], AbstractContextManager[None]]
+"""The inputs of the language model, and the context to run it in."""
 
 
 @dataclass(frozen=True)
@@ -49,6 +52,33 @@ class FusionSlot:
             yield
         finally:
             self.context = None
+
+
+class CrossAttentionFusion:
+    """Gated blocks read the media; with all gates at 0 the language model is the one it was, bit for bit."""
+
+    replaces_marks = False
+
+    def __init__(
+        self, language: PreTrainedModel, media_width: int, config: GatedConfig, image_token_id: int
+    ) -> None:
+        self.sees = config.sees
+        self.slot = FusionSlot()
+        self.blocks = insert_blocks(language, media_width, config, self.slot)
+
+    def __call__(self, inputs: dict[str, Any], media: Media) -> Fused:
+        """The inputs as they are, and a context in which the blocks find the media."""
+        context = FusionContext(fusion_media(media.cache, media.tokens), self._layout(media))
+        return inputs, self.slot.holding(context)
+
+    def _layout(self, media: Media) -> MediaLayout | PreviousLayout:
+        if self.sees == "immediate":
+            return media_layout(media.index, len(media.cache))
+        if media.first is None and media.is_packed:
+            raise FlamingoError(
+                "packed documents under fusion.sees=all_previous need media_first in the batch"
+            )
+        return previous_layout(media.index, media.first)
 
 
 class FusedBlock(GradientCheckpointingLayer, GatedCrossAttention):

@@ -1,5 +1,4 @@
-"""The model: encode the images, connect them to media tokens, let the language model's blocks read them,
-predict.
+"""The model: encode the images, connect them to media tokens, fuse these with the language model, predict.
 
 Shape letters: b batch, t text positions, m images in the whole batch, c channels, h height, w width, p
 patches, n media tokens per image, d width, v vocabulary.
@@ -25,13 +24,8 @@ from transformers.modeling_outputs import CausalLMOutputWithPast
 from flamingo_lite.errors import FlamingoError
 from flamingo_lite.models.configuration import VisionLanguageConfig
 from flamingo_lite.models.connector import ConnectorConfig, build_connector
-from flamingo_lite.models.cross_fusion import (
-    FusionContext,
-    FusionSlot,
-    fusion_media,
-    insert_blocks,
-    leave_whole_layers_to_their_forward,
-)
+from flamingo_lite.models.cross_fusion import leave_whole_layers_to_their_forward
+from flamingo_lite.models.fusion import FusionConfig, build_fusion
 from flamingo_lite.models.language import (
     accepted_arguments,
     add_new_rows,
@@ -41,24 +35,17 @@ from flamingo_lite.models.packing import packed_masks
 from flamingo_lite.models.parts import keep_weights
 from flamingo_lite.models.policy import apply_policy
 from flamingo_lite.models.vision import VisionEncoder, VisionTower
-from flamingo_lite.nn.cache import MediaCache
-from flamingo_lite.nn.gated import GatedConfig, gate_value
+from flamingo_lite.nn.cache import Media, MediaCache
+from flamingo_lite.nn.gated import gate_value
 from flamingo_lite.nn.loss import next_token_loss
-from flamingo_lite.nn.masks import (
-    MediaLayout,
-    PreviousLayout,
-    check_media_index,
-    first_images,
-    media_layout,
-    packed_positions,
-    previous_layout,
-)
+from flamingo_lite.nn.masks import check_media_index, first_images, packed_positions
 
 
 class VisionLanguageModel(PreTrainedModel, GenerationMixin):
-    """A vision encoder, a connector and a causal LM joined by gated cross-attention (Flamingo, 3.1).
+    """A vision encoder, a connector and a causal LM, joined by gated cross-attention or as a prefix.
 
-    With all gates at 0 its logits are those of the language model alone, bit for bit.
+    Before the join has learned anything, and for prompts without images, its logits are those of the language
+    model alone, bit for bit (cross-attention: with all gates at 0; prefix: where no image stands).
     """
 
     config_class = VisionLanguageConfig
@@ -94,9 +81,9 @@ class VisionLanguageModel(PreTrainedModel, GenerationMixin):
         # silently.
         config.text_config._attn_implementation = self.language.config._attn_implementation
         add_new_rows(self.language, config.first_new_token, config.new_tokens)
-        self.fusion = GatedConfig(**config.fusion)
-        self.slot = FusionSlot()
-        self.blocks = insert_blocks(self.language, self.connector.width, self.fusion, self.slot)
+        self.fusion = FusionConfig(**config.fusion)
+        self.fuse = build_fusion(self.language, self.connector.width, self.fusion, config.image_token_id)
+        self.blocks = self.fuse.blocks
         self.generation_config = copy.deepcopy(self.language.generation_config)
         # Some configs (MPT's) switch the cache off, and generation without it is quadratic.
         self.generation_config.use_cache = True
@@ -145,12 +132,17 @@ class VisionLanguageModel(PreTrainedModel, GenerationMixin):
         In training with labels the loss is computed in chunks and `.logits` is None. `num_items`: the number
         of trained tokens to divide the summed loss by, over all ranks and accumulation steps; by default this
         batch's. `media`: images encoded before, in place of `pixel_values`. Raises FlamingoError for a media
-        index that does not fit the images and for packing where the language model cannot keep documents
-        apart.
+        index or `<image>` marks that do not fit the images, and for packing where the language model cannot
+        keep documents apart.
         """
         if media_index is None:
             media_index = torch.full_like(input_ids, -1)
-        context = self._see(pixel_values, media_index, media_first, media, segment_ids)
+        if media is None:
+            media = self._images(pixel_values, media_index)
+        else:
+            check_media_index(media_index, len(media), exact=False)
+        tokens = media.tokens(self.encode_images)
+        seen = Media(media, tokens, media_index, media_first, is_packed=segment_ids is not None)
         inputs = self._text_inputs(input_ids, attention_mask, position_ids, segment_ids, past_key_values)
         inputs = {
             **kwargs,
@@ -158,7 +150,8 @@ class VisionLanguageModel(PreTrainedModel, GenerationMixin):
             "use_cache": use_cache if labels is None else False,
             "return_dict": True,
         }
-        with self.slot.holding(context):
+        inputs, reading = self.fuse(inputs, seen)
+        with reading:
             if labels is not None and self.training and self.has_plain_head:
                 hidden = self.language.base_model(**inputs).last_hidden_state
                 head: Any = self.language.get_output_embeddings()  # not None: it has a plain head
@@ -179,24 +172,10 @@ class VisionLanguageModel(PreTrainedModel, GenerationMixin):
             patches = self.vision(pixel_values.to(next(self.vision.parameters()).dtype))
         return self.connector(patches)
 
-    def _see(
-        self,
-        pixel_values: Tensor | None,
-        media_index: Tensor,
-        media_first: Tensor | None,
-        media: MediaCache | None,
-        segment_ids: Tensor | None,
-    ) -> FusionContext:
-        if media is not None:
-            check_media_index(media_index, len(media), exact=False)
-        else:
-            images = 0 if pixel_values is None else len(pixel_values)
-            check_media_index(media_index, images, exact=True)
-            media = MediaCache(pixel_values=pixel_values) if images else self.no_media()
-        tokens = media.tokens(self.encode_images)
-        return FusionContext(
-            fusion_media(media, tokens), self._layout(media_index, media_first, len(media), segment_ids)
-        )
+    def _images(self, pixel_values: Tensor | None, media_index: Tensor) -> MediaCache:
+        images = 0 if pixel_values is None else len(pixel_values)
+        check_media_index(media_index, images, exact=True)
+        return MediaCache(pixel_values=pixel_values) if images else self.no_media()
 
     def no_media(self) -> MediaCache:
         """The cache of no images; in training one blank image that no position reads, so that every parameter
@@ -209,17 +188,6 @@ class VisionLanguageModel(PreTrainedModel, GenerationMixin):
             0, self.connector.tokens, self.connector.width, dtype=like.dtype, device=like.device
         )
         return MediaCache(media=none)
-
-    def _layout(
-        self, media_index: Tensor, media_first: Tensor | None, images: int, segment_ids: Tensor | None
-    ) -> MediaLayout | PreviousLayout:
-        if self.fusion.sees == "immediate":
-            return media_layout(media_index, images)
-        if media_first is None and segment_ids is not None:
-            raise FlamingoError(
-                "packed documents under fusion.sees=all_previous need media_first in the batch"
-            )
-        return previous_layout(media_index, media_first)
 
     def _text_inputs(
         self,
@@ -273,9 +241,7 @@ class VisionLanguageModel(PreTrainedModel, GenerationMixin):
         if media_index is None:
             media_index = torch.full_like(input_ids, -1)
         if media is None:
-            images = 0 if pixel_values is None else len(pixel_values)
-            check_media_index(media_index, images, exact=True)
-            media = MediaCache(pixel_values=pixel_values) if images else self.no_media()
+            media = self._images(pixel_values, media_index)
         if self.fusion.sees == "all_previous" and kwargs.get("media_first") is None:
             kwargs["media_first"] = first_images(media_index).contiguous()
         suppressed = set(kwargs.pop("suppress_tokens", None) or ()) | {self.config.image_token_id}

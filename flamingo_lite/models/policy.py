@@ -61,7 +61,9 @@ def apply_policy(model: nn.Module, policy: Mapping[str, str] | None = None) -> l
         parameter.requires_grad_(table[pattern] == "full")
         count[pattern] += 1
         numbers[pattern] += parameter.numel()
-    return [PolicyRow(pattern, status, count[pattern], numbers[pattern]) for pattern, status in table.items()]
+    # A default may be about a part that this model lacks, such as blocks under prefix fusion.
+    matching = [p for p in table if any(fnmatchcase(name, p) for name in names)]
+    return [PolicyRow(p, table[p], count[p], numbers[p]) for p in matching]
 
 
 def policy_table(rows: list[PolicyRow]) -> Table:

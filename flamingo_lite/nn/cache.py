@@ -7,6 +7,7 @@ It is not a tensor, so `generate` neither repeats it for beams nor slices it: ro
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import cast
 
 import torch
@@ -63,19 +64,33 @@ class _Selection(MediaCache):
     def __init__(self, parent: MediaCache, index: Tensor) -> None:
         self._parent = parent
         self._index = index
+        self._chosen: Tensor | None = None
         self._selected: dict[int, KeysValues] = {}
 
     def __len__(self) -> int:
         return len(self._index)
 
     def tokens(self, encode: Callable[[Tensor], Tensor]) -> Tensor:
-        return self._parent.tokens(encode).index_select(0, self._index)
+        if self._chosen is None:
+            self._chosen = self._parent.tokens(encode).index_select(0, self._index)
+        return self._chosen
 
     def keys_values(self, layer: int, project: Callable[[Tensor], KeysValues]) -> KeysValues:
         if layer not in self._selected:
             key, value = self._parent.keys_values(layer, project)
             self._selected[layer] = (key.index_select(0, self._index), value.index_select(0, self._index))
         return self._selected[layer]
+
+
+@dataclass(frozen=True)
+class Media:
+    """What one forward has of images: their media tokens, and which text position reads which."""
+
+    cache: MediaCache
+    tokens: Tensor  # (m n d)
+    index: Tensor  # (b t) the last image at or before the position, -1 for none
+    first: Tensor | None  # (b t) the first image of the position's document; None: a row is one document
+    is_packed: bool
 
 
 def empty_media(tokens: int, width: int, like: Tensor) -> MediaCache:

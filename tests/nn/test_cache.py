@@ -54,3 +54,9 @@ def test_layers_do_not_share_projections() -> None:
 def test_a_cache_is_made_of_pixels_or_of_tokens() -> None:
     with pytest.raises(ValueError, match="not both"):
         MediaCache()
+
+
+def test_a_selection_takes_its_tokens_out_once() -> None:
+    count, cache = Counting(), MediaCache(pixel_values=torch.randn(5, 3, 2, 2))
+    selection = cache.select(torch.tensor([4, 0]))
+    assert selection.tokens(count.encode) is selection.tokens(count.encode)
