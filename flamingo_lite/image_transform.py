@@ -87,7 +87,9 @@ class ImageTransform:
         """
         for name in ("do_pad", "do_image_splitting", "do_pan_and_scan"):
             if values.get(name):
-                raise FlamingoError(f"{name} is true; expected a processor that resizes, crops and normalises")
+                raise FlamingoError(
+                    f"{name} is true; expected a processor that resizes, crops and normalises"
+                )
         if not values.get("do_resize", True):
             raise FlamingoError("do_resize is false; expected images to be brought to one size")
         size, edge = _output_size(values)
@@ -158,11 +160,12 @@ def _middle(pixels: PIL.Image.Image, size: tuple[int, int]) -> PIL.Image.Image:
 def _output_size(values: Mapping[str, Any]) -> tuple[tuple[int, int], int | None]:
     """The (height, width) that a transformers image processor gives, and the shortest edge that it crops from."""
     size, crop = values.get("size"), values.get("crop_size")
-    edge = size.get("shortest_edge") if isinstance(size, Mapping) else None
-    if isinstance(size, Mapping) and not values.get("do_center_crop") and {"height", "width"} <= size.keys():
-        return (size["height"], size["width"]), None
-    if edge and isinstance(crop, Mapping) and values.get("do_center_crop") and not size.get("longest_edge"):
-        return (crop["height"], crop["width"]), edge
+    if isinstance(size, Mapping):
+        crops, edge = bool(values.get("do_center_crop")), size.get("shortest_edge")
+        if not crops and {"height", "width"} <= size.keys():
+            return (size["height"], size["width"]), None
+        if crops and isinstance(crop, Mapping) and edge and not size.get("longest_edge"):
+            return (crop["height"], crop["width"]), edge
     raise FlamingoError(
         f"size is {size}, crop_size {crop}, do_center_crop {values.get('do_center_crop')}; expected height and width, "
         "or a shortest_edge that is cropped: images of one fixed size"

@@ -29,7 +29,7 @@ Component = TypeVar("Component", ImageTransform, Template)
 class VisionLanguageProcessor(ProcessorMixin):
     """Documents to a `Batch`; also the `text`, `images` call that transformers' pipelines make.
 
-    The tokenizer gets `<image>`, `<|endofchunk|>` and a padding token where it lacks them.
+    The tokenizer gets a padding token and the template's (`<image>`, `<|endofchunk|>`) where it lacks them.
     """
 
     def __init__(
@@ -39,10 +39,11 @@ class VisionLanguageProcessor(ProcessorMixin):
         template: Template | dict[str, Any] | None = None,
         chat_template: str | None = None,
     ) -> None:
-        add_tokens(tokenizer)
+        template = _component(Template, template)
+        add_tokens(tokenizer, template.special_tokens)
         super().__init__(tokenizer, chat_template=chat_template)
         self.image_transform = _component(ImageTransform, image_transform)
-        self.template = _component(Template, template)
+        self.template = template
         self.image_token = IMAGE_TOKEN
         self.image_token_id = cast(int, tokenizer.convert_tokens_to_ids(IMAGE_TOKEN))  # one token, one id
 

@@ -10,7 +10,7 @@ from transformers.models.idefics.vision import IdeficsVisionTransformer
 class IdeficsVisionModel(IdeficsPreTrainedModel):
     """`IdeficsVisionTransformer` with its keys, initialised and loaded as transformers' models are."""
 
-    config: IdeficsVisionConfig
+    config: IdeficsVisionConfig  # pyrefly: ignore[bad-override-mutable-attribute]  # as in transformers' own halves
     main_input_name = "pixel_values"
 
     def __init__(self, config: IdeficsVisionConfig) -> None:

@@ -70,17 +70,21 @@ def read_tower(tower: VisionTower, module: nn.Module | None = None) -> Reading:
     name = tower.vision_cfg.get("timm_model_name") or "this open_clip tower"
     built: Any = module if module is not None else _build(tower)
     trunk = getattr(built, "trunk", built)
-    if not hasattr(trunk, "forward_intermediates"):
-        raise FlamingoError(
-            f"{name} ({type(trunk).__name__}) gives no intermediate features; choose another vision encoder"
-        )
-    if tower.class_token and all(getattr(trunk, key, None) is None for key in ("class_embedding", "cls_token")):
+    if tower.class_token and all(
+        getattr(trunk, key, None) is None for key in ("class_embedding", "cls_token")
+    ):
         raise refuse_class_token(name)
     _cut(built, trunk, tower)
     indices = 1 if hasattr(trunk, "prune_intermediate_layers") else [tower.layer]
     read = functools.partial(read_features, indices=indices, norm=False, class_token=tower.class_token)
     size = pair(built.image_size)
-    patches, width = feature_shape(built, read, size)
+    try:
+        patches, width = feature_shape(built, read, size)
+    except (AttributeError, TypeError, ValueError, RuntimeError, AssertionError) as error:
+        raise FlamingoError(
+            f"{name} gives no intermediate features for images of {size} pixels: {first_line(error)}; expected a tower "
+            "with forward_intermediates and an image_size that fits it"
+        ) from error
     norm = getattr(trunk, "ln_post", getattr(trunk, "norm", None))
     if tower.final_norm and getattr(norm, "weight", torch.empty(0)).shape != (width,):
         raise refuse_final_norm(name, tower.layer)
@@ -109,7 +113,9 @@ def describe_directory(directory: Path, config: VisionConfig) -> VisionTower:
     """The tower of a directory with open_clip_config.json."""
     path = directory / CONFIG
     if config.revision is not None:
-        raise FlamingoError(f"vision.revision is {config.revision!r}, but {directory} is a directory; leave it out")
+        raise FlamingoError(
+            f"vision.revision is {config.revision!r}, but {directory} is a directory; leave it out"
+        )
     try:
         known = json.loads(path.read_text(encoding="utf-8"))
         model = known["model_cfg"]
@@ -137,7 +143,8 @@ def load_directory(directory: Path, config: VisionConfig) -> tuple[VisionTower, 
     state = {key.removeprefix("module."): value for key, value in read_tensors(weights).items()}
     prefix = "visual."
     return tower, State(
-        {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}, str(weights)
+        {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)},
+        str(weights),
     )
 
 
@@ -159,7 +166,9 @@ def load_name(config: VisionConfig) -> tuple[VisionTower, State | None]:
     try:
         model = open_clip.create_model(config.name, pretrained=config.pretrained)
     except (OSError, RuntimeError, ValueError, pickle.UnpicklingError) as error:
-        raise FlamingoError(f"cannot load vision encoder {config.name} ({config.pretrained}): {error}") from error
+        raise FlamingoError(
+            f"cannot load vision encoder {config.name} ({config.pretrained}): {error}"
+        ) from error
     visual = cast(nn.Module, model.visual)
     has_quick_gelu = any(isinstance(part, QuickGELU) for part in visual.modules())
     preprocess = dict(open_clip.get_model_preprocess_cfg(model))
@@ -185,7 +194,9 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
         ) from error
     state = found.get("state_dict", found) if isinstance(found, dict) else found
     if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
-        raise FlamingoError(f"the vision weights {path} hold a {type(found).__name__}; expected tensors by their keys")
+        raise FlamingoError(
+            f"the vision weights {path} hold a {type(found).__name__}; expected tensors by their keys"
+        )
     return state
 
 

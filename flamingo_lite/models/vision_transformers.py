@@ -10,6 +10,7 @@ import functools
 import importlib
 import inspect
 import pickle
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -21,6 +22,7 @@ from transformers import MODEL_MAPPING, AutoConfig, AutoImageProcessor, Pretrain
 from transformers.utils import logging
 
 from flamingo_lite.errors import FlamingoError
+from flamingo_lite.image_transform import ImageTransform
 from flamingo_lite.models.language import LOADING_ERRORS
 from flamingo_lite.models.tower import (
     Reading,
@@ -31,7 +33,6 @@ from flamingo_lite.models.tower import (
     refuse_class_token,
     refuse_final_norm,
 )
-from flamingo_lite.image_transform import ImageTransform
 
 CONFIG = "config.json"
 
@@ -55,6 +56,10 @@ class Structure:
     blocks: str
     behind: tuple[str, ...]
     norm: str | None
+
+
+HALF = re.compile(r"^(model\.)?(vision_tower\.|vision_model\.)+")
+"""Where the keys of a whole vision-language checkpoint have its vision encoder."""
 
 
 class Bypass(nn.Module):
@@ -114,7 +119,9 @@ def read_tower(tower: VisionTower, module: nn.Module | None = None) -> Reading:
     return Reading(built, read, size, grid + tower.class_token, width)
 
 
-def read_features(module: Any, pixel_values: Tensor, special: int, class_token: bool, norm: str | None) -> Tensor:
+def read_features(
+    module: Any, pixel_values: Tensor, special: int, class_token: bool, norm: str | None
+) -> Tensor:
     """(m c h w) -> (m p d). The class token is the first of the special ones; registers follow it."""
     tokens = module(pixel_values=pixel_values).last_hidden_state
     if norm is not None:
@@ -147,7 +154,8 @@ def plain_config(config: PretrainedConfig) -> dict[str, Any]:
     return {
         key: value
         for key, value in config.to_dict().items()
-        if not key.startswith("_") and key not in ("dtype", "torch_dtype", "transformers_version", "architectures")
+        if not key.startswith("_")
+        and key not in ("dtype", "torch_dtype", "transformers_version", "architectures")
     }
 
 
@@ -165,9 +173,10 @@ def load(config: VisionConfig, source: str, tower: VisionTower) -> tuple[PreTrai
             kind.from_pretrained(
                 source,
                 config=known,
-                revision=config.revision,
+                revision=config.revision or "main",
                 trust_remote_code=False,
                 dtype=torch.float32,
+                key_mapping={HALF.pattern: _prefix(kind, known)},
                 output_loading_info=True,
                 # Reported and refused below, by key and shape.
                 ignore_mismatched_sizes=True,
@@ -186,6 +195,13 @@ def load(config: VisionConfig, source: str, tower: VisionTower) -> tuple[PreTrai
     return model, sorted(info["missing_keys"])
 
 
+def _prefix(kind: type[PreTrainedModel], config: PretrainedConfig) -> str:
+    # Some releases keep the encoder one level down in its own class.
+    with torch.device("meta"):
+        names = [name for name, _ in kind(config).named_children()]
+    return "vision_model." if names == ["vision_model"] else ""
+
+
 def _refuse_other_weights(info: Mapping[str, Any], model: nn.Module, config: VisionConfig) -> None:
     mismatched = sorted(info["mismatched_keys"])
     if mismatched:
@@ -196,7 +212,7 @@ def _refuse_other_weights(info: Mapping[str, Any], model: nn.Module, config: Vis
         )
     # A text half or a classifier may stand beside the encoder; what would be a part of it may not.
     parts = {name for name, _ in model.named_children()}
-    left = sorted(k for k in info["unexpected_keys"] if k.removeprefix("vision_model.").split(".")[0] in parts)
+    left = sorted(k for k in info["unexpected_keys"] if HALF.sub("", k).split(".")[0] in parts)
     if left:
         raise FlamingoError(
             f"the vision encoder {config.name!r} does not fit its config.json: {len(left)} weights too many, {left[0]} "
@@ -274,7 +290,9 @@ def _preprocess(config: VisionConfig, source: str, known: PretrainedConfig) -> d
     if config.pretrained is False and not _has_preprocessor(source):
         return {"size": list(pair(cast(Any, known).image_size))}
     try:
-        processor = AutoImageProcessor.from_pretrained(source, revision=config.revision, trust_remote_code=False)
+        processor = AutoImageProcessor.from_pretrained(
+            source, revision=config.revision, trust_remote_code=False
+        )
     except LOADING_ERRORS as error:
         raise FlamingoError(
             f"cannot tell how images are prepared for the vision encoder {config.name!r}: {first_line(error)}; expected "
@@ -315,7 +333,9 @@ def _structure(shell: PreTrainedModel, config: Any, size: tuple[int, int]) -> St
     for hook in hooks:
         hook.remove()
     before, after = set(entered[: at_end[0]]), list(dict.fromkeys(entered[at_end[0] :]))
-    behind = [path for path in after if path not in before and not any(path.startswith(f"{p}.") for p in after)]
+    behind = [
+        path for path in after if path not in before and not any(path.startswith(f"{p}.") for p in after)
+    ]
     norm = next((path for path in behind if _is_norm(shell.get_submodule(path))), None)
     return Structure(name, tuple(behind), norm)
 
@@ -366,7 +386,9 @@ def _run(shell: nn.Module, size: tuple[int, int], name: str) -> Tensor:
 def _tokens(shell: nn.Module, size: tuple[int, int], name: str) -> tuple[int, int]:
     tokens = _run(shell, size, name)
     if tokens.dim() != 3:
-        raise FlamingoError(f"{name} gives features of shape {tuple(tokens.shape)}; expected one token per patch")
+        raise FlamingoError(
+            f"{name} gives features of shape {tuple(tokens.shape)}; expected one token per patch"
+        )
     return tokens.shape[1], tokens.shape[2]
 
 

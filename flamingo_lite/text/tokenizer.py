@@ -1,5 +1,6 @@
 """A document to token ids, labels and the local media index, under any Hugging Face tokenizer."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from transformers import AddedToken, PreTrainedTokenizerBase
@@ -30,13 +31,15 @@ class Encoded:
         return len(self.input_ids)
 
 
-def add_tokens(tokenizer: PreTrainedTokenizerBase) -> list[str]:
-    """Adds `<|endofchunk|>`, `<image>` and a padding token, each only if missing; returns what was added.
+def add_tokens(
+    tokenizer: PreTrainedTokenizerBase, tokens: Sequence[str] = (END_OF_CHUNK, IMAGE_TOKEN)
+) -> list[str]:
+    """Adds `tokens` and a padding token, each only if missing; returns what was added.
 
     Ids that exist keep their meaning. Calling it again adds nothing.
     """
     known = tokenizer.get_vocab()
-    added = [token for token in (END_OF_CHUNK, IMAGE_TOKEN) if token not in known]
+    added = [token for token in tokens if token not in known]
     if added:
         # normalized=False: the mark is matched in the raw text, whatever the tokenizer's normalizer does.
         tokenizer.add_tokens(

@@ -70,7 +70,9 @@ def hidden_states(model: nn.Module, pixels: Tensor) -> list[Tensor]:
     (blocks,) = (m for m in model.modules() if isinstance(m, nn.ModuleList) and len(m) == 3)
     seen: list[Tensor] = []
     hooks = [
-        block.register_forward_hook(lambda _, __, out: seen.append(out if isinstance(out, Tensor) else out[0]))
+        block.register_forward_hook(
+            lambda _, __, out: seen.append(out if isinstance(out, Tensor) else out[0])
+        )
         for block in blocks
     ]
     with torch.no_grad():
@@ -99,7 +101,9 @@ def encoder_of(name: str, model: nn.Module, tower: VisionTower) -> VisionEncoder
 
 @pytest.mark.parametrize("name", REFERENCES)
 @settings(max_examples=6, deadline=None)
-@given(layer=st.integers(-3, -1), class_token=st.booleans(), final_norm=st.booleans(), seed=st.integers(0, 99))
+@given(
+    layer=st.integers(-3, -1), class_token=st.booleans(), final_norm=st.booleans(), seed=st.integers(0, 99)
+)
 def test_features_are_those_of_the_reference_class(
     name: str, layer: int, class_token: bool, final_norm: bool, seed: int
 ) -> None:
@@ -146,7 +150,9 @@ def test_an_encoder_is_built_on_the_meta_device_with_its_shapes(name: str) -> No
         shell = VisionEncoder(tower)
     real = VisionEncoder(VisionTower(**tower_to_dict(tower)))
     assert (shell.patches, shell.width) == (real.patches, real.width) == (4, 24)
-    assert {k: v.shape for k, v in shell.state_dict().items()} == {k: v.shape for k, v in real.state_dict().items()}
+    assert {k: v.shape for k, v in shell.state_dict().items()} == {
+        k: v.shape for k, v in real.state_dict().items()
+    }
 
 
 # ---- directories
@@ -164,7 +170,13 @@ def vision_only(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return directory
 
 
-TEXT = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "vocab_size": 32}
+TEXT = {
+    "hidden_size": 16,
+    "intermediate_size": 16,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 2,
+    "vocab_size": 32,
+}
 
 
 @pytest.fixture(scope="module")
@@ -209,7 +221,10 @@ def test_weights_may_be_left_random(vision_only: Path, tmp_path: Path) -> None:
 
 
 def test_a_model_with_a_transformers_encoder_comes_back_from_its_directory(
-    vision_only: Path, model_config: dict[str, Any], tmp_path: Path, set_gates: Callable[..., VisionLanguageModel]
+    vision_only: Path,
+    model_config: dict[str, Any],
+    tmp_path: Path,
+    set_gates: Callable[..., VisionLanguageModel],
 ) -> None:
     vision = {"name": str(vision_only), "layer": -2, "class_token": True, "final_norm": True}
     config = {**model_config, "vision": vision}
@@ -283,13 +298,17 @@ def test_a_class_token_that_is_not_there_is_refused(composites: dict[str, tuple[
 
 
 def test_an_encoder_of_any_resolution_is_refused_by_name() -> None:
-    config = transformers.Siglip2VisionConfig(**{k: v for k, v in SIZES.items() if k != "image_size"}, num_patches=4)
+    config = transformers.Siglip2VisionConfig(
+        **{k: v for k, v in SIZES.items() if k != "image_size"}, num_patches=4
+    )
     with pytest.raises(FlamingoError, match="Siglip2VisionModel needs pixel_attention_mask, spatial_shapes"):
         VisionEncoder(VisionTower(transformers=plain_config(config), preprocess={"size": 16}))
 
 
 def test_an_encoder_without_one_token_per_patch_is_refused_by_name() -> None:
-    config = transformers.SwinConfig(image_size=32, patch_size=4, embed_dim=8, depths=[1, 1], num_heads=[1, 1], window_size=4)
+    config = transformers.SwinConfig(
+        image_size=32, patch_size=4, embed_dim=8, depths=[1, 1], num_heads=[1, 1], window_size=4
+    )
     with pytest.raises(FlamingoError, match="SwinModel"):
         VisionEncoder(VisionTower(transformers=plain_config(config)))
 
@@ -313,7 +332,11 @@ def test_a_directory_of_neither_library_is_refused(tmp_path: Path) -> None:
         ("config.json", {"hidden_size": 32}, r"weights of another shape, first .* \(24,.*expected \(32,"),
         ("config.json", {"num_hidden_layers": 2}, "16 weights too many, .*encoder.layers.2.*with 2 blocks"),
         ("config.json", {"num_hidden_layers": 4}, "lacks 16 weights of its CLIPVisionModel"),
-        ("config.json", {"image_size": 24}, r"first embeddings.position_embedding.weight \(5, 24\), expected \(10, 24\)"),
+        (
+            "config.json",
+            {"image_size": 24},
+            r"first embeddings.position_embedding.weight \(5, 24\), expected \(10, 24\)",
+        ),
         ("preprocessor_config.json", {"do_center_crop": False}, "preprocessor_config.json of .*: size is"),
         ("preprocessor_config.json", {"do_resize": False}, "do_resize is false"),
         ("preprocessor_config.json", {"do_pad": True}, "do_pad is true"),
@@ -337,17 +360,23 @@ def test_a_directory_that_contradicts_itself_is_refused_in_one_line(
 
 def test_images_prepared_at_another_size_than_the_encoder_takes_are_refused() -> None:
     config, _ = reference("clip")
-    with pytest.raises(FlamingoError, match="images are prepared at .24, 24., but CLIPVisionModel takes image_size 16"):
+    with pytest.raises(
+        FlamingoError, match="images are prepared at .24, 24., but CLIPVisionModel takes image_size 16"
+    ):
         VisionEncoder(VisionTower(transformers=plain_config(config), preprocess={"size": [24, 24]}))
 
 
 def test_an_encoder_that_resizes_its_positions_takes_the_size_that_images_are_prepared_at() -> None:
     config, model = reference("dinov2")
-    encoder = encoder_of("dinov2", model, VisionTower(transformers=plain_config(config), preprocess={"size": [24, 32]}))
+    encoder = encoder_of(
+        "dinov2", model, VisionTower(transformers=plain_config(config), preprocess={"size": [24, 32]})
+    )
     assert (encoder.patches, encoder.image_size) == (12, (24, 32))
     pixels = torch.randn(1, 3, 24, 32)
     with torch.no_grad():
-        torch.testing.assert_close(encoder(pixels), hidden_states(model, pixels)[-1][:, 1:], rtol=1e-6, atol=1e-6)
+        torch.testing.assert_close(
+            encoder(pixels), hidden_states(model, pixels)[-1][:, 1:], rtol=1e-6, atol=1e-6
+        )
 
 
 def test_missing_files_are_named(vision_only: Path, tmp_path: Path) -> None:
