@@ -4,17 +4,16 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from flamingo_lite.checkpoints import llava
 from flamingo_lite.checkpoints.atomic import whole_directory
 from flamingo_lite.checkpoints.foreign import Format, read_json
+from flamingo_lite.checkpoints.llava import LLAVA
+from flamingo_lite.checkpoints.openflamingo import OPENFLAMINGO
 from flamingo_lite.errors import FlamingoError
 from flamingo_lite.models.model import VisionLanguageModel
 from flamingo_lite.names import check_choice
 from flamingo_lite.processing import VisionLanguageProcessor
 
-FORMATS: dict[str, Format] = {
-    llava.NAME: Format(llava.load_model, llava.load_processor, llava.export, model_type="llava"),
-}
+FORMATS: dict[str, Format] = {"openflamingo": OPENFLAMINGO, "llava": LLAVA}
 """What a directory is compared with, in this order."""
 
 

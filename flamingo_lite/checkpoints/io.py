@@ -106,7 +106,7 @@ def _manifest(model: VisionLanguageModel) -> dict[str, Any]:
     sources = model.config.sources
     frozen = {}
     for part, sha256 in frozen_sha256(model).items():
-        source = sources.get(part) or sources.get("checkpoint")
+        source = sources.get("checkpoint") or sources.get(part)
         if source is None or source.get("pretrained") is False:
             raise FlamingoError(
                 f"{part} is frozen, but its weights have no source to load them from again; "

@@ -145,15 +145,19 @@ def put_weights(
     that may be missing, the model then keeps what it has. Raises FlamingoError for any other key that is missing,
     superfluous, or of another shape than the model's config asks for, by group.
     """
-    own = _own(model)
-    expected = to_theirs(rules, {name: value.detach().to("meta") for name, value in own.items()})
-    skipped = {key: value for key, value in theirs.items() if _is_one_of(key, unread)}
+    own, expected = _own(model), expected_by(model, rules)
+    skipped = {k: value for k, value in theirs.items() if k not in expected and _is_one_of(k, unread)}
     read = {key: value for key, value in theirs.items() if key not in skipped}
     check_keys(read, expected, source, optional)
     with torch.no_grad():
         for name, value in to_ours(rules, read).items():
             own[name].copy_(value)
     return skipped
+
+
+def expected_by(model: nn.Module, rules: Sequence[Rule]) -> State:
+    """Keys and shapes that a checkpoint of `model` has; without numbers (on the meta device)."""
+    return to_theirs(rules, {name: value.detach().to("meta") for name, value in _own(model).items()})
 
 
 def take_weights(model: nn.Module, rules: Sequence[Rule]) -> State:

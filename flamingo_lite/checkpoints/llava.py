@@ -12,7 +12,7 @@ from torch import Tensor
 from transformers import AutoConfig, LlavaConfig, LlavaProcessor
 
 from flamingo_lite.checkpoints import parts
-from flamingo_lite.checkpoints.foreign import came_from, refuse
+from flamingo_lite.checkpoints.foreign import Format, came_from, refuse
 from flamingo_lite.checkpoints.keys import Rename, Rule, put_weights, take_weights
 from flamingo_lite.checkpoints.tensors import read_directory, write_directory
 from flamingo_lite.document import IMAGE_TOKEN
@@ -220,3 +220,6 @@ def _layer(layer: Any, depth: int, directory: Path) -> int:
             f"the last to {-depth} for the first, or 1 to {depth}"
         )
     return counted[0]
+
+
+LLAVA = Format(load_model, load_processor, export, model_type="llava")
