@@ -90,9 +90,9 @@ def build_processor(
 def media_tokens(config: ModelConfig, tower: VisionTower) -> int:
     """How many media tokens the connector makes of an image, without weights: on the meta device."""
     with torch.device("meta"):
-        vision = VisionEncoder(tower)
-        # The number of tokens does not depend on their width.
-        return build_connector(vision.width, vision.patches, vision.width, config.connector).tokens
+        encoder = VisionEncoder(tower)
+        # The width of the tokens changes nothing about their number.
+        return build_connector(encoder.width, encoder.patches, encoder.width, config.connector).tokens
 
 
 def new_tokens(tokenizer: PreTrainedTokenizerBase) -> tuple[int, int, int]:

@@ -8,6 +8,7 @@ tokens per image, d width.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextlib import nullcontext
 from typing import Any, Protocol
 
@@ -19,9 +20,8 @@ from transformers import PreTrainedModel
 from flamingo_lite.batch import NO_IMAGE
 from flamingo_lite.errors import FlamingoError
 from flamingo_lite.models.cross_fusion import Fused, FusedBlock
-from flamingo_lite.models.packing import refuse_packing
+from flamingo_lite.models.packing import attention_windows, packed_masks, refuse_packing
 from flamingo_lite.nn.cache import Media
-from flamingo_lite.nn.masks import packing_mask
 
 Masks = Tensor | dict[str, Tensor]
 """One mask (b 1 t s), or one for each type of attention that the layers have, by its name."""
@@ -71,19 +71,26 @@ class PrefixFusion:
 
     def _causal_masks(self, mask: Masks | None, past: Any, seen: int, like: Tensor) -> Masks:
         """(b 1 t s), unless packing or a static cache has made it so already: `mask` (b s)."""
+        # A static cache attends over its whole length from the start.
+        is_static = past is not None and getattr(past, "is_compileable", False)
+        self._refuse_bidirectional(needs_growing_cache=seen > 0 or is_static)
         if isinstance(mask, dict) or (mask is not None and mask.dim() == 4):
             return mask
-        self._refuse_bidirectional()
         b, t = like.shape[:2]
         one_document = torch.zeros(b, seen + t, dtype=torch.int64, device=like.device)
-        causal = packing_mask(one_document, mask, like.dtype)[:, :, seen:]
-        if past is None or not getattr(past, "is_compileable", False):
-            return causal
-        # A static cache attends over its whole length from the start.
-        unused = past.layers[0].max_cache_len - causal.shape[-1]
-        return F.pad(causal, (0, unused), value=torch.finfo(like.dtype).min)
+        unused = past.layers[0].max_cache_len - seen - t if is_static else 0
 
-    def _refuse_bidirectional(self) -> None:
+        def of_the_new(causal: Tensor) -> Tensor:
+            return F.pad(causal[:, :, seen:], (0, unused), value=torch.finfo(causal.dtype).min)
+
+        return _each(packed_masks(self.language, one_document, mask), of_the_new)
+
+    def _refuse_bidirectional(self, needs_growing_cache: bool = False) -> None:
+        if needs_growing_cache and any(attention_windows(self.language.config).values()):
+            raise FlamingoError(
+                "fusion.bidirectional under sliding windows reads images into an empty, growing cache only; give the "
+                "prompt in one part and use no static cache"
+            )
         try:
             refuse_packing(self.language)
         except FlamingoError as error:
@@ -138,12 +145,16 @@ def see_whole_images(masks: Masks, number: Tensor, seen: int) -> Masks:
 
     `seen`: how many of the s columns come before the t positions.
     """
+    same = (number[:, :, None] == number[:, None, :]) & (number >= 0)[:, :, None]
+
+    def opened(mask: Tensor) -> Tensor:
+        whole = F.pad(same, (seen, mask.shape[-1] - seen - number.shape[1]))[:, None]
+        return mask | whole if mask.dtype == torch.bool else mask.masked_fill(whole, 0.0)
+
+    return _each(masks, opened)
+
+
+def _each(masks: Masks, change: Callable[[Tensor], Tensor]) -> Masks:
     if isinstance(masks, dict):
-        return {kind: _see_whole(mask, number, seen) for kind, mask in masks.items()}
-    return _see_whole(masks, number, seen)
-
-
-def _see_whole(mask: Tensor, number: Tensor, seen: int) -> Tensor:
-    whole = (number[:, :, None] == number[:, None, :]) & (number >= 0)[:, :, None]
-    whole = F.pad(whole, (seen, mask.shape[-1] - seen - number.shape[1]))[:, None]
-    return mask | whole if mask.dtype == torch.bool else mask.masked_fill(whole, 0.0)
+        return {kind: change(mask) for kind, mask in masks.items()}
+    return change(masks)

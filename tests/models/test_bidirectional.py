@@ -85,16 +85,67 @@ def test_images_anywhere_see_themselves_whole_and_text_stays_causal(
     torch.testing.assert_close(model(**batch).logits, expected, atol=TOLERANCE, rtol=TOLERANCE)
 
 
-def test_a_language_model_that_takes_no_mask_is_refused_by_name(
-    prefix_config: dict[str, Any], vision_directory: Any
-) -> None:
-    config = AutoConfig.for_model("bloom", vocab_size=60, hidden_size=16, n_layer=1, n_head=2)
+def of_family(family: str, vision_directory: Any, sizes: dict[str, Any]) -> VisionLanguageModel:
+    """A random language model of two layers under bidirectional prefix fusion, `<image>` behind its 60 words."""
+    torch.manual_seed(0)
+    common = {"vocab_size": 60, "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2}
     tower, vision = load_vision(VisionConfig(str(vision_directory)))
     outer = VisionLanguageConfig(
-        text_config=config,
+        text_config=AutoConfig.for_model(family, **common, **sizes),
         vision_tower=tower_to_dict(tower),
-        connector={**prefix_config["connector"], "width": 16},
+        connector={"name": "linear"},
         fusion={"name": "prefix", "bidirectional": True},
+        image_token_id=60,
+        first_new_token=60,
+        new_tokens=1,
     )
+    return VisionLanguageModel(outer, vision=vision).eval()
+
+
+def sliding_model(vision_directory: Any) -> VisionLanguageModel:
+    sizes = {"num_key_value_heads": 1, "head_dim": 8, "intermediate_size": 24, "sliding_window": 3}
+    types = ["sliding_attention", "full_attention"]
+    return of_family("gemma3_text", vision_directory, {**sizes, "layer_types": types})
+
+
+@torch.no_grad()
+def test_a_window_slides_over_text_and_leaves_an_image_whole(vision_directory: Any) -> None:
+    model = sliding_model(vision_directory)
+    tokens = torch.randn(1, 4, 16)
+    ids = torch.tensor([[5, 6, 60, 60, 60, 60, 7, 8, 9, 10]])
+    numbers = [-1, -1, 0, 0, 0, 0, -1, -1, -1, -1]
+    index = torch.tensor([[-1, -1, 0, 0, 0, 0, 0, 0, 0, 0]])
+    ours = model(ids, media_index=index, media=MediaCache(media=tokens)).logits
+    whole, window = naive_mask(numbers), naive_mask(numbers)
+    for query in range(10):
+        for key in range(10):
+            if query - key >= 3 and not (numbers[query] == numbers[key] == 0):
+                window[..., query, key] = float("-inf")
+    embedded = model.get_input_embeddings()(ids)
+    embedded[:, 2:6] = tokens
+    masks = {"full_attention": whole, "sliding_attention": window}
+    expected = model.language(inputs_embeds=embedded, attention_mask=masks).logits
+    torch.testing.assert_close(ours, expected, atol=TOLERANCE, rtol=TOLERANCE)
+
+
+def test_decoding_under_a_window_equals_recomputation_and_takes_no_other_cache(
+    vision_directory: Any,
+) -> None:
+    model = sliding_model(vision_directory)
+    prompt = {
+        "input_ids": torch.tensor([[5, 6, 60, 60, 60, 60, 7, 60, 60, 60, 60, 8]]),
+        "media_index": torch.tensor([[-1, -1, 0, 0, 0, 0, 0, 1, 1, 1, 1, 1]]),
+        "attention_mask": torch.ones(1, 12, dtype=torch.int64),
+        "pixel_values": torch.randn(2, 3, 16, 16),
+    }
+    greedy = {"max_new_tokens": 5, "do_sample": False, "eos_token_id": None, "pad_token_id": 0}
+    full = model.generate(**prompt, **greedy, use_cache=False)
+    assert torch.equal(model.generate(**prompt, **greedy), full)
+    for option in ({"prefill_chunk_size": 7}, {"cache_implementation": "static"}):
+        with pytest.raises(FlamingoError, match="give the prompt in one part and use no static cache"):
+            model.generate(**prompt, **greedy, **option)
+
+
+def test_a_language_model_that_takes_no_mask_is_refused_by_name(vision_directory: Any) -> None:
     with pytest.raises(FlamingoError, match=r"fusion\.bidirectional needs a mask.*bloom"):
-        VisionLanguageModel(outer, vision=vision)
+        of_family("bloom", vision_directory, {})

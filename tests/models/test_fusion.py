@@ -9,7 +9,7 @@ import pytest
 
 from flamingo_lite.document import Image
 from flamingo_lite.errors import FlamingoError
-from flamingo_lite.models.build import build_processor
+from flamingo_lite.models.build import build, build_processor
 from flamingo_lite.models.configuration import VisionLanguageConfig
 from flamingo_lite.models.fusion import FusionConfig
 from flamingo_lite.models.model import VisionLanguageModel
@@ -56,3 +56,5 @@ def test_the_processor_is_built_for_the_fusion(
 ) -> None:
     assert build_processor(model_config).template.image_tokens == 1
     assert build_processor(prefix_config).template.image_tokens == 3
+    by_patches = {**prefix_config, "connector": {"name": "mlp"}}
+    assert build_processor(by_patches).template.image_tokens == build(by_patches).connector.tokens == 4
