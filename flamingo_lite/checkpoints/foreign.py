@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
+from torch import Tensor
+
+from flamingo_lite.checkpoints.tensors import holds_weights, read_directory
 from flamingo_lite.errors import FlamingoError
 from flamingo_lite.models.model import VisionLanguageModel
 from flamingo_lite.processing import VisionLanguageProcessor
@@ -38,6 +42,20 @@ class Format:
 def came_from(directory: Path, format_name: str) -> dict[str, Any]:
     """What `config.sources` says of an imported model, so that a training checkpoint can be laid over it again."""
     return {"checkpoint": {"name": str(directory.resolve()), "format": format_name}}
+
+
+def read_again(model: VisionLanguageModel, wanted: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors `wanted` (keys and shapes), which nothing here reads, as the checkpoint that the model came from has
+    them; zeros where that is gone or of another shape. An export needs them so that the reference class is whole.
+    """
+    source = Path(model.config.sources.get("checkpoint", {}).get("name", ""))
+    found = read_directory(source) if wanted and holds_weights(source) else {}
+    return {
+        key: found[key]
+        if key in found and found[key].shape == value.shape
+        else torch.zeros(value.shape, dtype=model.dtype)
+        for key, value in wanted.items()
+    }
 
 
 def read_json(path: Path, what: str) -> dict[str, Any]:

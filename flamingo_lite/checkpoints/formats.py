@@ -6,6 +6,7 @@ from pathlib import Path
 
 from flamingo_lite.checkpoints.atomic import whole_directory
 from flamingo_lite.checkpoints.foreign import Format, read_json
+from flamingo_lite.checkpoints.idefics import IDEFICS
 from flamingo_lite.checkpoints.llava import LLAVA
 from flamingo_lite.checkpoints.openflamingo import OPENFLAMINGO
 from flamingo_lite.errors import FlamingoError
@@ -13,7 +14,7 @@ from flamingo_lite.models.model import VisionLanguageModel
 from flamingo_lite.names import check_choice
 from flamingo_lite.processing import VisionLanguageProcessor
 
-FORMATS: dict[str, Format] = {"openflamingo": OPENFLAMINGO, "llava": LLAVA}
+FORMATS: dict[str, Format] = {"openflamingo": OPENFLAMINGO, "idefics": IDEFICS, "llava": LLAVA}
 """What a directory is compared with, in this order."""
 
 

@@ -69,7 +69,8 @@ class Join:
         moved: State = {}
         for key, rest in _matches(self.ours, ours):
             parts = ours.pop(key).chunk(len(self.theirs))
-            moved |= {_fill(name, rest): part for name, part in zip(self.theirs, parts, strict=True)}
+            # Apart in memory too: safetensors refuses tensors that share it.
+            moved |= {_fill(name, rest): part.clone() for name, part in zip(self.theirs, parts, strict=True)}
         return moved
 
 

@@ -37,6 +37,11 @@ def read_directory(directory: Path) -> dict[str, Tensor]:
     )
 
 
+def holds_weights(directory: Path) -> bool:
+    """Does `directory` hold anything that `read_directory` reads?"""
+    return any((directory / f"{name}{index}").is_file() for name in WEIGHTS for index in ("", ".index.json"))
+
+
 def read_file(path: Path) -> dict[str, Tensor]:
     """The tensors of one file: safetensors, or a dictionary that PyTorch saved; no pickled object is made."""
     try:
