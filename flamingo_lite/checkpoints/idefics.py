@@ -1,5 +1,5 @@
-"""IDEFICS as transformers keeps it (`IdeficsForVisionText2Text`), in and out: a CLIP whose tokens a resampler reads,
-and gated layers before every n-th layer of a Llama.
+"""IDEFICS as transformers keeps it (`IdeficsForVisionText2Text`), in and out: a CLIP whose tokens a resampler reads
+(or none), and gated layers before every n-th layer of a Llama.
 """
 
 from __future__ import annotations
@@ -117,20 +117,11 @@ def configuration(theirs: Any, directory: Path) -> VisionLanguageConfig:
     """Our config of theirs. Raises FlamingoError, by field, for what their class or ours cannot run."""
     _check_readable(theirs, directory / "config.json")
     vision = VisionConfig(name=str(directory), layer=-1, class_token=True)
-    resampler = theirs.perceiver_config
     mean, deviation = GATE_STARTS[theirs.alpha_initializer]
     return VisionLanguageConfig(
         text_config=_language_config(theirs),
         vision_tower=tower_to_dict(vision_tower(vision)),
-        connector=ConnectorConfig(
-            name="perceiver",
-            depth=resampler.resampler_depth,
-            latents=resampler.resampler_n_latents,
-            heads=resampler.resampler_n_heads,
-            dim_head=resampler.resampler_head_dim,
-            qk_norm=resampler.qk_layer_norms_perceiver,
-            activation="relu",
-        ).complete(),
+        connector=_connector(theirs).complete(),
         fusion=FusionConfig(
             every=theirs.cross_layer_interval,
             place="start",
@@ -161,7 +152,7 @@ def rules(model: VisionLanguageModel) -> list[Rule]:
         Rename(f"{resampler}latents", "connector.latents"),
         Rename(f"{resampler}layer_norm.*", "connector.norm.*"),
     ]
-    for i in range(config.connector["depth"]):
+    for i in range(config.connector.get("depth", 0)):
         found += under(f"{resampler}blocks.{i}.", f"connector.layers.{i}.", RESAMPLER_LAYER)
     gates = (
         Rename("alpha_cross_attn", "attention_gate", shape),
@@ -204,15 +195,6 @@ def their_config(model: VisionLanguageModel) -> IdeficsConfig:
     starts = {0.0: "zeros", 1.0: "ones"}
     theirs = IdeficsConfig(
         vision_config=dict(config.vision_tower["transformers"]),
-        perceiver_config={
-            "use_resampler": True,
-            "resampler_depth": connector.depth,
-            "resampler_n_latents": connector.latents,
-            "resampler_n_heads": connector.heads,
-            "resampler_head_dim": connector.dim_head,
-            "qk_layer_norms_perceiver": connector.qk_norm,
-        },
-        use_resampler=True,
         vocab_size=config.base_vocab_size,
         additional_vocab_size=config.new_tokens,
         cross_layer_interval=fusion.every,
@@ -220,6 +202,7 @@ def their_config(model: VisionLanguageModel) -> IdeficsConfig:
         alpha_type=next(theirs for theirs, ours in GATES.items() if ours == fusion.gate),
         alpha_initializer=starts.get(fusion.gate_mean, "zeros") if fusion.gate_std == 0 else "normal",
         alphas_initializer_range=fusion.gate_std,
+        **_their_resampler(connector),
         **{name: getattr(text, name) for name in SHARED},
     )
     theirs.architectures, theirs.dtype = ["IdeficsForVisionText2Text"], model.dtype
@@ -252,6 +235,35 @@ def _language_config(theirs: Any) -> LlamaConfig:
     return LlamaConfig(vocab_size=theirs.vocab_size, **{name: getattr(theirs, name) for name in SHARED})
 
 
+def _connector(theirs: Any) -> ConnectorConfig:
+    if not theirs.use_resampler:
+        return ConnectorConfig(name="identity")
+    resampler = theirs.perceiver_config
+    return ConnectorConfig(
+        name="perceiver",
+        depth=resampler.resampler_depth,
+        latents=resampler.resampler_n_latents,
+        heads=resampler.resampler_n_heads,
+        dim_head=resampler.resampler_head_dim,
+        qk_norm=resampler.qk_layer_norms_perceiver,
+        activation="relu",
+    )
+
+
+def _their_resampler(connector: ConnectorConfig) -> dict[str, Any]:
+    if connector.name == "identity":
+        return {"use_resampler": False}
+    resampler = {
+        "use_resampler": True,
+        "resampler_depth": connector.depth,
+        "resampler_n_latents": connector.latents,
+        "resampler_n_heads": connector.heads,
+        "resampler_head_dim": connector.dim_head,
+        "qk_layer_norms_perceiver": connector.qk_norm,
+    }
+    return {"use_resampler": True, "perceiver_config": resampler}
+
+
 def _image_token_id(directory: Path) -> int:
     """The id of `<image>`, which their config.json does not tell."""
     found = parts.read_tokenizer(directory).get_vocab().get(IMAGE_TOKEN)
@@ -265,7 +277,6 @@ def _image_token_id(directory: Path) -> int:
 def _check_readable(theirs: Any, path: Path) -> None:
     depth, every = theirs.num_hidden_layers, theirs.cross_layer_interval
     rules = {
-        "use_resampler": (theirs.use_resampler, True),
         "dropout": (theirs.dropout, 0),
         "hidden_act": (theirs.hidden_act, "silu"),
     }
@@ -299,10 +310,7 @@ def _check_expressible(model: VisionLanguageModel, text: Any) -> None:
         "vision_tower.layer": (config.vision_tower["layer"], (-1,)),
         "vision_tower.class_token": (config.vision_tower["class_token"], (True,)),
         "vision_tower.final_norm": (config.vision_tower["final_norm"], (False,)),
-        "connector.name": (connector.name, ("perceiver",)),
-        "connector.width": (connector.width, (None, model.vision.width)),
-        "connector.activation": (connector.activation, ("relu",)),
-        "connector.ff_mult": (connector.ff_mult, (4,)),
+        "connector.name": (connector.name, ("perceiver", "identity")),
         "fusion.name": (fusion.name, ("cross_attention",)),
         "fusion.sees": (fusion.sees, ("immediate",)),
         "fusion.place": (fusion.place, ("start",)),
@@ -321,6 +329,12 @@ def _check_expressible(model: VisionLanguageModel, text: Any) -> None:
         "text_config.mlp_bias": (text.mlp_bias, (False,)),
         "first_new_token": (config.first_new_token, (config.base_vocab_size,)),
     }
+    if connector.name == "perceiver":
+        allowed |= {
+            "connector.width": (connector.width, (None, model.vision.width)),
+            "connector.activation": (connector.activation, ("relu",)),
+            "connector.ff_mult": (connector.ff_mult, (4,)),
+        }
     for field, (found, expected) in allowed.items():
         if found not in expected:
             raise refuse(NAME, field, found, " or ".join(repr(value) for value in expected))

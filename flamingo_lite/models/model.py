@@ -180,7 +180,7 @@ class VisionLanguageModel(PreTrainedModel, GenerationMixin):
     def no_media(self) -> MediaCache:
         """The cache of no images; in training one blank image that no position reads, so that every parameter
         still has a gradient."""
-        like = next(self.connector.parameters())
+        like = next(self.vision.parameters())
         if self.training and torch.is_grad_enabled():
             blank = torch.zeros(1, 3, *self.vision.image_size, dtype=like.dtype, device=like.device)
             return MediaCache(pixel_values=blank)

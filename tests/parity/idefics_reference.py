@@ -35,6 +35,7 @@ class Case:
     gate: str = "float"
     is_tied: bool = False
     latents: int = 3
+    has_resampler: bool = True
     resampler_depth: int = 1
     resampler_heads: int = 2
     resampler_qk_norm: bool = True
@@ -63,7 +64,7 @@ def config_of(case: Case) -> IdeficsConfig:
         qk_layer_norms=case.qk_norm,
         alpha_type=case.gate,
         tie_word_embeddings=case.is_tied,
-        use_resampler=True,
+        use_resampler=case.has_resampler,
         max_position_embeddings=128,
         pad_token_id=258,
         bos_token_id=256,
@@ -77,7 +78,7 @@ def config_of(case: Case) -> IdeficsConfig:
             "num_attention_heads": 2,
         },
         perceiver_config={
-            "use_resampler": True,
+            "use_resampler": case.has_resampler,
             "resampler_n_latents": case.latents,
             "resampler_depth": case.resampler_depth,
             "resampler_n_heads": case.resampler_heads,

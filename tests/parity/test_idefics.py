@@ -32,6 +32,7 @@ def random_case(seed: int) -> Case:
         gate=draw.choice(["float", "vector"]),
         is_tied=draw.random() < 0.3,
         latents=draw.choice([1, 3, 6]),
+        has_resampler=draw.random() < 0.8,
         resampler_depth=draw.choice([1, 2, 3]),
         resampler_heads=draw.choice([1, 2, 3]),
         resampler_qk_norm=draw.random() < 0.5,
@@ -52,7 +53,9 @@ def random_documents(seed: int, image_of: Callable[[int], Image]) -> list[Docume
             # Their processor would write a token between two texts in a row.
             text_may_follow = not segments or isinstance(segments[-1], Image)
             is_text = text_may_follow and draw.random() < 0.5
-            segments.append("".join(draw.choices("abcxyz0123", k=4)) if is_text else image_of(draw.randrange(9)))
+            segments.append(
+                "".join(draw.choices("abcxyz0123", k=4)) if is_text else image_of(draw.randrange(9))
+            )
         if not segments or isinstance(segments[-1], Image):
             segments.append(draw.choice(["q", "answer:"]))
         documents.append(Document(segments))
