@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from flamingo_lite.checkpoints.atomic import whole_directory
+from flamingo_lite.checkpoints.blip2 import BLIP_FORMATS
 from flamingo_lite.checkpoints.foreign import Format, read_json
 from flamingo_lite.checkpoints.llava import LLAVA
 from flamingo_lite.checkpoints.openflamingo import OPENFLAMINGO
@@ -13,7 +14,7 @@ from flamingo_lite.models.model import VisionLanguageModel
 from flamingo_lite.names import check_choice
 from flamingo_lite.processing import VisionLanguageProcessor
 
-FORMATS: dict[str, Format] = {"openflamingo": OPENFLAMINGO, "llava": LLAVA}
+FORMATS: dict[str, Format] = {"openflamingo": OPENFLAMINGO, "llava": LLAVA, **BLIP_FORMATS}
 """What a directory is compared with, in this order."""
 
 

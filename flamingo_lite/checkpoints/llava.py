@@ -86,7 +86,7 @@ def configuration(theirs: Any, directory: Path) -> VisionLanguageConfig:
             f"tokens, and {kind} has no class token to drop; expected 'full'"
         )
     layer = _layer(theirs.vision_feature_layer, theirs.vision_config.num_hidden_layers, directory)
-    text = parts.language_config(theirs)
+    text = parts.language_config(theirs, directory)
     text.tie_word_embeddings = theirs.tie_word_embeddings
     if not 0 <= theirs.image_token_index < text.vocab_size:
         raise FlamingoError(
@@ -159,13 +159,9 @@ def their_config(model: VisionLanguageModel) -> LlavaConfig:
         raise refuse(NAME, "vision", kind, f"the encoders {' and '.join(HAS_CLASS_TOKEN)} of transformers")
     if tower.final_norm:
         raise refuse(NAME, "vision.final_norm", True, "hidden states before the last norm")
-    if model.fusion.name != "prefix" or model.fusion.bidirectional:
-        found = "cross_attention" if model.fusion.name != "prefix" else "prefix with bidirectional=true"
-        raise refuse(NAME, "fusion.name", found, "causal prefix fusion")
+    parts.check_prefix(model, NAME)
     _check_connector(connector, model)
-    text = config.language_config()
-    if config.new_tokens:
-        text.vocab_size = config.first_new_token + config.new_tokens
+    text = parts.exported_language_config(config)
     head: Any = model.language.get_output_embeddings()
     if not model.has_plain_head or getattr(head, "bias", None) is not None:
         raise refuse(NAME, "language", text.model_type, "language models whose head is one matrix without a bias")

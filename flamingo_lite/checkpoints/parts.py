@@ -18,6 +18,7 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
+from flamingo_lite.checkpoints.foreign import refuse
 from flamingo_lite.checkpoints.keys import NewRows, Rename, Rule
 from flamingo_lite.document import IMAGE_TOKEN
 from flamingo_lite.errors import FlamingoError
@@ -83,25 +84,53 @@ def empty_model(config: VisionLanguageConfig, dtype: torch.dtype | None, directo
     return model
 
 
-def language_config(theirs: Any) -> PretrainedConfig:
-    """The config of the language model inside, of the type that its embeddings are tied by."""
+def language_config(theirs: Any, directory: Path) -> PretrainedConfig:
+    """The config of the language model inside. Raises FlamingoError for an encoder-decoder."""
     config = theirs.text_config
     if config.is_encoder_decoder:
         raise FlamingoError(
-            f"the language model is of type {config.model_type!r}, an encoder-decoder; expected a decoder-only one, "
-            "such as opt or llama"
+            f"text_config in {directory / 'config.json'} is of type {config.model_type!r}, an encoder-decoder; expected "
+            "a decoder-only language model, such as opt or llama"
         )
     return config
 
 
-def language_rules(model: VisionLanguageModel, base: str, head: str) -> list[Rule]:
-    """The language model's body under `base` and its head under `head` there; new tokens' rows behind the others."""
+def exported_language_config(config: VisionLanguageConfig) -> PretrainedConfig:
+    """The language model's config with the new tokens in its vocabulary, as a format has them."""
+    text = config.language_config()
+    if config.new_tokens:
+        text.vocab_size = config.first_new_token + config.new_tokens
+    text.dtype = None  # the outer config has it
+    return text
+
+
+def check_prefix(model: VisionLanguageModel, format_name: str) -> None:
+    """Raises FlamingoError for a model that joins its parts in another way."""
+    if model.fusion.name != "prefix":
+        raise refuse(format_name, "fusion.name", model.fusion.name, "prefix")
+    if model.fusion.bidirectional:
+        raise refuse(format_name, "fusion.bidirectional", True, "false")
+
+
+def quiet_new_rows(model: VisionLanguageModel) -> None:
+    """Sets the rows of tokens that the checkpoint lacks to the mean of the others, the same at every loading."""
+    parts = (model.language.get_input_embeddings(), model.language.get_output_embeddings())
+    with torch.no_grad():
+        for part in cast(tuple[Any, ...], parts):
+            if hasattr(part, "new_rows"):
+                part.new_rows.copy_(part.weight.mean(0).expand_as(part.new_rows))
+
+
+def language_rules(model: VisionLanguageModel, base: str, head: str, has_new_rows: bool = True) -> list[Rule]:
+    """The language model's body under `base` and its head under `head` there; new tokens' rows, if theirs has them,
+    behind the others.
+    """
     names = {id(module): name for name, module in model.named_modules()}
     own_base = f"language.{model.language.base_model_prefix}."
     embedding = f"{names[id(model.language.get_input_embeddings())]}."
     own_head = f"{names[id(model.language.get_output_embeddings())]}."
     rules: list[Rule] = [Rename(f"{base}*", f"{own_base}*"), Rename(f"{head}*", f"{own_head}*")]
-    if not model.config.new_tokens:
+    if not (model.config.new_tokens and has_new_rows):
         return rules
     places = {embedding: base + embedding.removeprefix(own_base), own_head: head}
     first = model.config.first_new_token

@@ -47,6 +47,8 @@ class MLPConfig(LinearConfig):
 class LinearProjector(nn.Module):
     """Patch features (m p d_patch) -> media tokens (m p d)."""
 
+    reads_text = False
+
     def __init__(self, patch_width: int, patches: int, language_width: int, config: LinearConfig) -> None:
         super().__init__()
         self.tokens = patches
@@ -59,6 +61,8 @@ class LinearProjector(nn.Module):
 
 class MLPProjector(nn.Module):
     """Patch features (m p d_patch) -> media tokens (m p d)."""
+
+    reads_text = False
 
     def __init__(self, patch_width: int, patches: int, language_width: int, config: MLPConfig) -> None:
         super().__init__()
