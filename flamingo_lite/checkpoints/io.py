@@ -16,6 +16,7 @@ from safetensors.torch import load_file, save_file
 from flamingo_lite.checkpoints.atomic import whole_directory
 from flamingo_lite.checkpoints.foreign import read_json
 from flamingo_lite.checkpoints.formats import FORMATS, format_of
+from flamingo_lite.checkpoints.openflamingo_parts import download
 from flamingo_lite.errors import FlamingoError
 from flamingo_lite.models.build import build, model_config_from
 from flamingo_lite.models.configuration import VisionLanguageConfig
@@ -154,6 +155,8 @@ def _rebuild(sources: dict[str, Any], policy: dict[str, str]) -> VisionLanguageM
 
 def _existing(path: str | Path) -> Path:
     directory = Path(path)
+    if not directory.is_dir():
+        directory = download(str(path)) or directory
     if not directory.is_dir():
         raise FlamingoError(
             f"no model directory {directory}; expected one that flamingo_lite or another project saved"

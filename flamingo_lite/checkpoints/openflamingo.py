@@ -60,6 +60,8 @@ BLOCK: tuple[Rule, ...] = (
     Rename("ff.1.weight", "feed_forward.up.weight"),
     Rename("ff.3.weight", "feed_forward.down.weight"),
 )
+FORMER_HEAD = "lang_encoder.embed_out."
+"""GPT-NeoX's head in the published checkpoints; releases of transformers call it that or `lm_head`."""
 UNREAD = (
     # The same tensors once more: the first LLaMA release has them, and so has a whole state dict.
     "lang_encoder.gated_cross_attn_layers.*",
@@ -74,8 +76,6 @@ UNREAD = (
     "vision_encoder.ln_post.*",
     "vision_encoder.proj",
 )
-JOIN = ("perceiver.*", "lang_encoder.*.gated_cross_attn_layer.*")
-"""What no checkpoint is without, beside the embeddings; the frozen parts are usually left out."""
 
 
 def load_model(directory: Path) -> VisionLanguageModel:
@@ -91,6 +91,7 @@ def load_model(directory: Path) -> VisionLanguageModel:
     # Theirs has no rows beyond the tokenizer's: padding of the vocabulary is cut off.
     language.resize_token_embeddings(first, mean_resizing=False)
     names = LanguageNames(language)
+    theirs = {key.replace(FORMER_HEAD, f"lang_encoder.{names.head}."): theirs[key] for key in theirs}
     config = VisionLanguageConfig(
         text_config=language.config,
         vision_tower=tower_to_dict(tower),
@@ -109,7 +110,7 @@ def load_model(directory: Path) -> VisionLanguageModel:
     model = VisionLanguageModel(config, vision=vision, language=language)
     rules = key_map(model)
     frozen = [key for key in expected_by(model, rules) if not names.is_trained(key)]
-    put_weights(model, theirs, rules, str(path), unread=UNREAD, optional=frozen)
+    put_weights(model, theirs, rules, str(path), unread=(*UNREAD, *names.again), optional=frozen)
     head: Any = language.get_output_embeddings()
     if hasattr(head, "new_rows") and f"lang_encoder.{names.head}.weight" not in theirs:
         with torch.no_grad():
@@ -141,13 +142,18 @@ OPENFLAMINGO = Format(load_model, load_processor, export, file=CHECKPOINT)
 
 
 class LanguageNames:
-    """What a language model calls its decoder layers, its embedding and its head."""
+    """What a language model calls its decoder layers, its embedding and its head.
+
+    `again`: their key of a tied head, the embedding once more.
+    """
 
     def __init__(self, language: PreTrainedModel) -> None:
         self.layers = _name_of(language, decoder_layers(language))
         self.embedding = _name_of(language, language.get_input_embeddings())
         head = language.get_output_embeddings()
         self.head = None if head is None else _name_of(language, head)
+        is_tied = head is not None and head.weight is language.get_input_embeddings().weight
+        self.again = (f"lang_encoder.{self.head}.weight",) if is_tied else ()
         self.width: int = language.config.get_text_config().hidden_size
         self.depth: int = language.config.get_text_config().num_hidden_layers
 

@@ -7,17 +7,18 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from huggingface_hub import snapshot_download
+from huggingface_hub.errors import HfHubHTTPError
 from transformers import AddedToken, PreTrainedTokenizerBase
 
 from flamingo_lite.document import END_OF_CHUNK, IMAGE_TOKEN
 from flamingo_lite.errors import FlamingoError
 from flamingo_lite.models.language import LanguageConfig, load_tokenizer
-from flamingo_lite.models.vision import VisionConfig
+from flamingo_lite.models.tower import VisionConfig, first_line
 from flamingo_lite.names import check_choice
 
 CHECKPOINT = "checkpoint.pt"
 PARTS = ("openflamingo.json", "openflamingo.yaml", "openflamingo.yml")
-ORGANISATION = "openflamingo"
 PAD = "<PAD>"
 
 
@@ -72,6 +73,19 @@ RELEASES = {
     "OpenFlamingo-9B-vitl-mpt7b": _release("mosaicml/mpt-7b", 4),
 }
 """The published checkpoints, by their names under `openflamingo/`, and their parts (the project's README)."""
+
+
+def download(name: str) -> Path | None:
+    """The local copy of a release by its hub name (`openflamingo/...`), fetched if need be; None for other names."""
+    organisation, _, release = name.partition("/")
+    if organisation != "openflamingo" or release not in RELEASES:
+        return None
+    try:
+        return Path(snapshot_download(name, allow_patterns=[CHECKPOINT]))
+    except (OSError, ValueError, HfHubHTTPError) as error:
+        raise FlamingoError(
+            f"cannot fetch {CHECKPOINT} of {name}: {first_line(error)}; expected it in the local cache, or a network"
+        ) from error
 
 
 def read_parts(directory: Path) -> Parts:
