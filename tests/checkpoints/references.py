@@ -64,8 +64,9 @@ def randomised(model: Any, seed: int) -> Any:
     return model.eval()
 
 
-def picture(draw: Random) -> Image:
-    width, height = draw.randint(8, 24), draw.randint(8, 24)
+def picture(draw: Random, size: int | None = None) -> Image:
+    """Noise, of any size unless one is given."""
+    width, height = (draw.randint(8, 24), draw.randint(8, 24)) if size is None else (size, size)
     numbers = np.random.default_rng(draw.randint(0, 10**6)).integers(0, 256, (height, width, 3), dtype=np.uint8)
     buffer = io.BytesIO()
     PIL.Image.fromarray(numbers).save(buffer, "png")
