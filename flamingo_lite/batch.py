@@ -15,7 +15,11 @@ from flamingo_lite.errors import FlamingoError
 
 IGNORED = -100  # the label of a position that nothing is trained on
 NO_IMAGE = -1  # the media index of a position that attends to no image
-PER_IMAGE = ("pixel_values", "connector_text_ids", "connector_text_mask")  # their rows are images, not documents
+PER_IMAGE = (
+    "pixel_values",
+    "connector_text_ids",
+    "connector_text_mask",
+)  # their rows are images, not documents
 NO_SEGMENT = -1  # the segment id of padding in a packed batch
 
 

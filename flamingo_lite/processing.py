@@ -175,7 +175,11 @@ class VisionLanguageProcessor(ProcessorMixin):
     @property
     def model_input_names(self) -> list[str]:
         names = ["input_ids", "attention_mask", "pixel_values", "media_index"]
-        return names if self.connector_tokenizer is None else [*names, "connector_text_ids", "connector_text_mask"]
+        return (
+            names
+            if self.connector_tokenizer is None
+            else [*names, "connector_text_ids", "connector_text_mask"]
+        )
 
     def to_dict(self) -> dict[str, Any]:
         """What `save_pretrained` writes to `processor_config.json`: numbers and names only."""

@@ -148,7 +148,11 @@ def configuration(family: Family, theirs: Any, directory: Path) -> VisionLanguag
             f"use_qformer_text_input in {directory / 'config.json'} is true, which is for image-text retrieval; expected "
             "a checkpoint that writes text"
         )
-    names = {theirs: ours for theirs, ours in SIZES.items() if family.reads_text or ours not in ("vocabulary", "positions")}
+    names = {
+        theirs: ours
+        for theirs, ours in SIZES.items()
+        if family.reads_text or ours not in ("vocabulary", "positions")
+    }
     connector = ConnectorConfig(
         name="qformer",
         latents=theirs.num_query_tokens,
@@ -205,7 +209,7 @@ def export(
 
 def their_config(family: Family, model: VisionLanguageModel) -> PretrainedConfig:
     """Their config of our model. Raises FlamingoError that names the field in the way."""
-    config = model.config
+    config = cast(VisionLanguageConfig, model.config)
     tower, connector = VisionTower(**config.vision_tower), ConnectorConfig(**config.connector)
     vision = tower.transformers or {}
     if vision.get("model_type") != family.vision_type:
@@ -219,10 +223,14 @@ def their_config(family: Family, model: VisionLanguageModel) -> PretrainedConfig
         found = connector.name if connector.name != "qformer" else f"a qformer with text={connector.text}"
         raise refuse(family.name, "connector", found, f"a qformer with text={family.reads_text}")
     if config.new_tokens > 1:
-        raise refuse(family.name, "new_tokens", config.new_tokens, f"{IMAGE_TOKEN} beside the language model's own")
-    former = {name: getattr(connector, ours) for name, ours in SIZES.items() if getattr(connector, ours) is not None}
+        raise refuse(
+            family.name, "new_tokens", config.new_tokens, f"{IMAGE_TOKEN} beside the language model's own"
+        )
+    former = {
+        name: getattr(connector, ours) for name, ours in SIZES.items() if getattr(connector, ours) is not None
+    }
     former.setdefault("intermediate_size", 4 * former["hidden_size"])
-    theirs = family.config(
+    theirs = cast(Any, family.config)(
         vision_config=vision,
         qformer_config=former,
         text_config=parts.exported_language_config(config),
@@ -241,8 +249,12 @@ def their_processor(
     if not family.reads_text:
         return Blip2Processor(images, processor.tokenizer, num_query_tokens=queries)
     if processor.connector_tokenizer is None:
-        raise refuse(family.name, "connector_tokenizer of the processor", None, "a tokenizer for the Q-Former's text")
-    return InstructBlipProcessor(images, processor.tokenizer, processor.connector_tokenizer, num_query_tokens=queries)
+        raise refuse(
+            family.name, "connector_tokenizer of the processor", None, "a tokenizer for the Q-Former's text"
+        )
+    return InstructBlipProcessor(
+        images, processor.tokenizer, processor.connector_tokenizer, num_query_tokens=queries
+    )
 
 
 def _image_token_id(theirs: Any, directory: Path) -> int:
@@ -268,7 +280,8 @@ def _image_token_id(theirs: Any, directory: Path) -> int:
 def _qformer_tokenizer(config: VisionLanguageConfig, directory: Path) -> PreTrainedTokenizerBase:
     try:
         found = cast(
-            PreTrainedTokenizerBase, AutoTokenizer.from_pretrained(directory / QFORMER_TOKENIZER, trust_remote_code=False)
+            PreTrainedTokenizerBase,
+            AutoTokenizer.from_pretrained(directory / QFORMER_TOKENIZER, trust_remote_code=False),
         )
     except LOADING_ERRORS as error:
         raise FlamingoError(

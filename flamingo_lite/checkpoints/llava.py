@@ -5,7 +5,7 @@ or SigLIP and a language model, whose `<image>` tokens the patches replace.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 import torch
 from torch import Tensor
@@ -151,7 +151,7 @@ def export(model: VisionLanguageModel, processor: VisionLanguageProcessor | None
 
 def their_config(model: VisionLanguageModel) -> LlavaConfig:
     """Their config of our model. Raises FlamingoError that names the field in the way."""
-    config = model.config
+    config = cast(VisionLanguageConfig, model.config)
     tower, connector = VisionTower(**config.vision_tower), ConnectorConfig(**config.connector)
     vision = tower.transformers or {}
     kind = vision.get("model_type", "an encoder of open_clip")
@@ -164,7 +164,9 @@ def their_config(model: VisionLanguageModel) -> LlavaConfig:
     text = parts.exported_language_config(config)
     head: Any = model.language.get_output_embeddings()
     if not model.has_plain_head or getattr(head, "bias", None) is not None:
-        raise refuse(NAME, "language", text.model_type, "language models whose head is one matrix without a bias")
+        raise refuse(
+            NAME, "language", text.model_type, "language models whose head is one matrix without a bias"
+        )
     theirs = LlavaConfig(
         vision_config=AutoConfig.for_model(**vision),
         text_config=text,
@@ -193,7 +195,7 @@ def their_processor(processor: VisionLanguageProcessor, tower: VisionTower) -> L
     )
 
 
-def _strategy(tower: VisionTower) -> str:
+def _strategy(tower: VisionTower) -> Literal["default", "full"]:
     has_class_token = HAS_CLASS_TOKEN[cast(dict[str, Any], tower.transformers)["model_type"]]
     return "default" if has_class_token and not tower.class_token else "full"
 
@@ -203,7 +205,9 @@ def _check_connector(connector: ConnectorConfig, model: VisionLanguageModel) -> 
         found = connector.name if connector.name != "mlp" else f"an mlp of depth {connector.depth}"
         raise refuse(NAME, "connector", found, "an mlp of depth 2")
     if connector.hidden_width not in (None, model.connector.width):
-        raise refuse(NAME, "connector.hidden_width", connector.hidden_width, f"null or {model.connector.width}")
+        raise refuse(
+            NAME, "connector.hidden_width", connector.hidden_width, f"null or {model.connector.width}"
+        )
 
 
 def _layer(layer: Any, depth: int, directory: Path) -> int:

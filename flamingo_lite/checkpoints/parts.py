@@ -61,12 +61,18 @@ def check_image_token(tokenizer: PreTrainedTokenizerBase, image_token_id: int, d
     if found != image_token_id:
         raise FlamingoError(
             f"the tokenizer in {directory} "
-            + (f"has {IMAGE_TOKEN} as token {found}" if found is not None else f"lacks the token {IMAGE_TOKEN}")
+            + (
+                f"has {IMAGE_TOKEN} as token {found}"
+                if found is not None
+                else f"lacks the token {IMAGE_TOKEN}"
+            )
             + f", but image_token_index in config.json is {image_token_id}; expected the tokenizer of this model"
         )
 
 
-def check_vocabulary(tokenizer: PreTrainedTokenizerBase, config: VisionLanguageConfig, directory: Path) -> None:
+def check_vocabulary(
+    tokenizer: PreTrainedTokenizerBase, config: VisionLanguageConfig, directory: Path
+) -> None:
     """Raises FlamingoError for a tokenizer with more tokens than the language model has embeddings."""
     if len(tokenizer) > config.text_config.vocab_size:
         raise FlamingoError(
@@ -75,9 +81,18 @@ def check_vocabulary(tokenizer: PreTrainedTokenizerBase, config: VisionLanguageC
         )
 
 
-def empty_model(config: VisionLanguageConfig, dtype: torch.dtype | None, directory: Path) -> VisionLanguageModel:
-    """The model that weights are then put into, with the directory's own settings for generation."""
-    model = AutoModelForImageTextToText.from_config(config, dtype=dtype or torch.float32)
+def empty_model(
+    config: VisionLanguageConfig,
+    dtype: torch.dtype | str | None,
+    directory: Path,
+    vision: VisionEncoder | None = None,
+) -> VisionLanguageModel:
+    """The model, in the type of the checkpoint's weights, that these are then put into; with the directory's own
+    settings for generation. `vision`: an encoder that is loaded already.
+    """
+    known = getattr(torch, dtype) if isinstance(dtype, str) else dtype or torch.float32
+    encoder = None if vision is None else vision.to(known)
+    model = AutoModelForImageTextToText.from_config(config, dtype=known, vision=encoder)
     if (directory / "generation_config.json").is_file():
         model.generation_config = GenerationConfig.from_pretrained(directory)
         model.generation_config.use_cache = True
@@ -135,7 +150,10 @@ def language_rules(model: VisionLanguageModel, base: str, head: str, has_new_row
     places = {embedding: base + embedding.removeprefix(own_base), own_head: head}
     first = model.config.first_new_token
     return [
-        *(NewRows(f"{theirs}weight", f"{ours}weight", f"{ours}new_rows", first) for ours, theirs in places.items()),
+        *(
+            NewRows(f"{theirs}weight", f"{ours}weight", f"{ours}new_rows", first)
+            for ours, theirs in places.items()
+        ),
         *rules,
     ]
 
@@ -171,7 +189,9 @@ def image_processor(transform: ImageTransform, format_name: str) -> CLIPImagePro
             f"cannot export as {format_name}: image_transform.resize_mode is {transform.resize_mode!r} without a "
             "shortest_edge, which is open_clip's way; expected squash, or a shortest_edge that is then cropped"
         )
-    size = {"height": height, "width": width} if is_squashed else {"shortest_edge": transform.shortest_edge}
+    size: Any = (
+        {"height": height, "width": width} if is_squashed else {"shortest_edge": transform.shortest_edge}
+    )
     return CLIPImageProcessor(
         size=size,
         crop_size={"height": height, "width": width},

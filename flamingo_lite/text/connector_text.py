@@ -17,7 +17,9 @@ def instruction(document: Document, complete: bool) -> str:
     return "".join(part.text for part in document if isinstance(part, Text) and not (complete and part.loss))
 
 
-def instruction_ids(document: Document, tokenizer: PreTrainedTokenizerBase, complete: bool) -> tuple[int, ...]:
+def instruction_ids(
+    document: Document, tokenizer: PreTrainedTokenizerBase, complete: bool
+) -> tuple[int, ...]:
     """The instruction as the connector's tokenizer writes it, with the special tokens that it puts around a text."""
     return tuple(tokenizer(instruction(document, complete), verbose=False)["input_ids"])
 

@@ -10,6 +10,7 @@ from random import Random
 from typing import Any
 
 import pytest
+import references as ref
 import torch
 from safetensors.torch import load_file, save_file
 from transformers import (
@@ -26,7 +27,6 @@ from transformers import (
 )
 
 import flamingo_lite as fl
-import references as ref
 from flamingo_lite.batch import Batch
 from flamingo_lite.checkpoints.formats import export
 from flamingo_lite.errors import FlamingoError
@@ -44,8 +44,8 @@ def language(draw: Random, kind: str) -> Any:
     heads, vocabulary = draw.choice([1, 2, 4]), IMAGE + draw.choice([1, 4])
     if kind == "opt":
         return OPTConfig(
-            vocab_size=vocabulary, hidden_size=8 * heads, word_embed_proj_dim=8 * heads, num_hidden_layers=draw.choice([1, 2]),
-            ffn_dim=draw.choice([16, 40]), num_attention_heads=heads, max_position_embeddings=256, pad_token_id=0,
+            vocab_size=vocabulary, hidden_size=8 * heads, word_embed_proj_dim=8 * heads, ffn_dim=draw.choice([16, 40]),
+            num_hidden_layers=draw.choice([1, 2]), num_attention_heads=heads, max_position_embeddings=256, pad_token_id=0,
             bos_token_id=1, eos_token_id=2, do_layer_norm_before=draw.random() < 0.8,
         )  # fmt: skip
     return LlamaConfig(
@@ -134,7 +134,9 @@ def test_the_processor_writes_what_the_reference_writes(name: str, seed: int) ->
     mine = theirs_of(found.processor([fl.Document([i, t]) for i, t in zip(images, texts, strict=True)]))
     theirs = FAMILIES[name][2].from_pretrained(found.directory)
     theirs.tokenizer.padding_side = "left"
-    expected = dict(theirs(images=[i.pil() for i in images], text=texts, padding="longest", return_tensors="pt"))
+    expected = dict(
+        theirs(images=[i.pil() for i in images], text=texts, padding="longest", return_tensors="pt")
+    )
     ids = [name for name in expected if name != "pixel_values"]
     # Their padding stands between the image and the text.
     rows = [
@@ -194,7 +196,9 @@ def test_a_checkpoint_without_an_image_token_gives_the_logits_of_one_with(tmp_pa
     model, processor = fl.load(tmp_path)
     batch = processor(ref.interleaved(Random(0)))
     is_text = batch.attention_mask
-    found, expected = (f(**x).logits[is_text][:, :IMAGE] for f, x in ((model, batch), (reference, theirs_of(batch))))
+    found, expected = (
+        f(**x).logits[is_text][:, :IMAGE] for f, x in ((model, batch), (reference, theirs_of(batch)))
+    )
     torch.testing.assert_close(found, expected, atol=ref.TOLERANCE, rtol=ref.TOLERANCE)
 
 
@@ -205,7 +209,11 @@ def test_a_checkpoint_without_an_image_token_gives_the_logits_of_one_with(tmp_pa
 def test_fl_generate_reads_the_instruction_of_each_document() -> None:
     found, draw = pair("instructblip", 2), Random(5)
     image = ref.picture(draw)
-    documents = [fl.Document([image, "what?"]), fl.Document([image, "where is the bed"]), fl.Document(["abc"])]
+    documents = [
+        fl.Document([image, "what?"]),
+        fl.Document([image, "where is the bed"]),
+        fl.Document(["abc"]),
+    ]
     together = fl.generate(found.model, found.processor, documents, max_new_tokens=6)
     apart = [fl.generate(found.model, found.processor, [d], max_new_tokens=6)[0] for d in documents]
     assert together == apart
@@ -225,6 +233,12 @@ def test_rows_of_a_batch_take_their_instructions_along() -> None:
     alone = processor([documents[0], documents[2]])
     assert chosen.connector_text_ids is not None and alone.connector_text_ids is not None
     assert torch.equal(chosen.connector_text_ids, alone.connector_text_ids)
+
+
+def test_one_image_under_two_instructions_is_two(tmp_path: Path) -> None:
+    processor, image = pair("instructblip", 1).processor, ref.picture(Random(4))
+    documents = [fl.Document([image, text]) for text in ("abc", "de", "abc")]
+    assert len(processor(documents, distinct_images=True).pixel_values) == 2
 
 
 def test_a_text_for_a_connector_that_reads_none_is_refused() -> None:
@@ -249,7 +263,9 @@ def test_an_encoder_decoder_is_refused_by_name(tmp_path: Path) -> None:
     text = T5Config(vocab_size=IMAGE + 1, d_model=16, d_ff=16, num_layers=1, num_heads=2, d_kv=8)
     config = drawn_config("blip2", Random(0))
     Blip2Config(
-        vision_config=config.vision_config.to_dict(), qformer_config=config.qformer_config.to_dict(), text_config=text
+        vision_config=config.vision_config.to_dict(),
+        qformer_config=config.qformer_config.to_dict(),
+        text_config=text,
     ).save_pretrained(tmp_path)
     assert "'t5'" in refused(tmp_path)
 
@@ -271,7 +287,11 @@ def test_weights_are_refused_by_group(tmp_path: Path) -> None:
 
 
 def test_an_instructblip_directory_without_its_second_tokenizer_is_refused(tmp_path: Path) -> None:
-    write("instructblip", InstructBlipForConditionalGeneration(drawn_config("instructblip", Random(0))), tmp_path)
+    write(
+        "instructblip",
+        InstructBlipForConditionalGeneration(drawn_config("instructblip", Random(0))),
+        tmp_path,
+    )
     for path in (tmp_path / "qformer_tokenizer").iterdir():
         path.unlink()
     assert "qformer_tokenizer" in refused(tmp_path)
@@ -280,6 +300,8 @@ def test_an_instructblip_directory_without_its_second_tokenizer_is_refused(tmp_p
 @pytest.mark.parametrize(
     ("name", "other"), [("blip2", "instructblip"), ("instructblip", "blip2"), ("blip2", "llava")]
 )
-def test_a_model_that_a_format_cannot_express_is_refused_by_field(name: str, other: str, tmp_path: Path) -> None:
+def test_a_model_that_a_format_cannot_express_is_refused_by_field(
+    name: str, other: str, tmp_path: Path
+) -> None:
     with pytest.raises(FlamingoError, match=f"cannot export as {other}: vision"):
         export(pair(name, 1).model, None, tmp_path / "out", format=other)
