@@ -21,7 +21,8 @@ from flamingo_lite.processing import VisionLanguageProcessor
 class Format:
     """One foreign format. `load_model` and `load_processor` read a directory that it recognises.
 
-    `model_type`: that of its config.json; `file`: what else such a directory holds. None: any, or nothing.
+    `model_type`: that of its config.json; `field`: what its config.json must have; `file`: what else such a directory
+    holds. None: any, or nothing.
     `export(model, processor, directory)` writes into an empty directory what the reference class loads; None where
     that is not supported. All raise FlamingoError, in one line that names the file or field.
     """
@@ -31,11 +32,14 @@ class Format:
     export: Callable[[VisionLanguageModel, VisionLanguageProcessor | None, Path], None] | None = None
     model_type: str | None = None
     file: str | None = None
+    field: str | None = None
 
-    def is_in(self, directory: Path, model_type: str | None) -> bool:
-        """Is this the format of `directory`, whose config.json names `model_type`?"""
-        return self.model_type in (None, model_type) and (
-            self.file is None or (directory / self.file).is_file()
+    def is_in(self, directory: Path, config: Mapping[str, Any]) -> bool:
+        """Is this the format of `directory`, whose config.json holds `config`?"""
+        return (
+            self.model_type in (None, config.get("model_type"))
+            and (self.field is None or self.field in config)
+            and (self.file is None or (directory / self.file).is_file())
         )
 
 

@@ -5,7 +5,7 @@ or SigLIP and a language model, whose `<image>` tokens the patches replace.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 import torch
 from torch import Tensor
@@ -86,7 +86,7 @@ def configuration(theirs: Any, directory: Path) -> VisionLanguageConfig:
             f"tokens, and {kind} has no class token to drop; expected 'full'"
         )
     layer = _layer(theirs.vision_feature_layer, theirs.vision_config.num_hidden_layers, directory)
-    text = parts.language_config(theirs)
+    text = parts.language_config(theirs, directory)
     text.tie_word_embeddings = theirs.tie_word_embeddings
     if not 0 <= theirs.image_token_index < text.vocab_size:
         raise FlamingoError(
@@ -151,7 +151,7 @@ def export(model: VisionLanguageModel, processor: VisionLanguageProcessor | None
 
 def their_config(model: VisionLanguageModel) -> LlavaConfig:
     """Their config of our model. Raises FlamingoError that names the field in the way."""
-    config = model.config
+    config = cast(VisionLanguageConfig, model.config)
     tower, connector = VisionTower(**config.vision_tower), ConnectorConfig(**config.connector)
     vision = tower.transformers or {}
     kind = vision.get("model_type", "an encoder of open_clip")
@@ -159,16 +159,14 @@ def their_config(model: VisionLanguageModel) -> LlavaConfig:
         raise refuse(NAME, "vision", kind, f"the encoders {' and '.join(HAS_CLASS_TOKEN)} of transformers")
     if tower.final_norm:
         raise refuse(NAME, "vision.final_norm", True, "hidden states before the last norm")
-    if model.fusion.name != "prefix" or model.fusion.bidirectional:
-        found = "cross_attention" if model.fusion.name != "prefix" else "prefix with bidirectional=true"
-        raise refuse(NAME, "fusion.name", found, "causal prefix fusion")
+    parts.check_prefix(model, NAME)
     _check_connector(connector, model)
-    text = config.language_config()
-    if config.new_tokens:
-        text.vocab_size = config.first_new_token + config.new_tokens
+    text = parts.exported_language_config(config)
     head: Any = model.language.get_output_embeddings()
     if not model.has_plain_head or getattr(head, "bias", None) is not None:
-        raise refuse(NAME, "language", text.model_type, "language models whose head is one matrix without a bias")
+        raise refuse(
+            NAME, "language", text.model_type, "language models whose head is one matrix without a bias"
+        )
     theirs = LlavaConfig(
         vision_config=AutoConfig.for_model(**vision),
         text_config=text,
@@ -197,7 +195,7 @@ def their_processor(processor: VisionLanguageProcessor, tower: VisionTower) -> L
     )
 
 
-def _strategy(tower: VisionTower) -> str:
+def _strategy(tower: VisionTower) -> Literal["default", "full"]:
     has_class_token = HAS_CLASS_TOKEN[cast(dict[str, Any], tower.transformers)["model_type"]]
     return "default" if has_class_token and not tower.class_token else "full"
 
@@ -207,7 +205,9 @@ def _check_connector(connector: ConnectorConfig, model: VisionLanguageModel) -> 
         found = connector.name if connector.name != "mlp" else f"an mlp of depth {connector.depth}"
         raise refuse(NAME, "connector", found, "an mlp of depth 2")
     if connector.hidden_width not in (None, model.connector.width):
-        raise refuse(NAME, "connector.hidden_width", connector.hidden_width, f"null or {model.connector.width}")
+        raise refuse(
+            NAME, "connector.hidden_width", connector.hidden_width, f"null or {model.connector.width}"
+        )
 
 
 def _layer(layer: Any, depth: int, directory: Path) -> int:

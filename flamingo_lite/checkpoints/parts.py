@@ -18,6 +18,7 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
+from flamingo_lite.checkpoints.foreign import refuse
 from flamingo_lite.checkpoints.keys import NewRows, Rename, Rule
 from flamingo_lite.document import IMAGE_TOKEN
 from flamingo_lite.errors import FlamingoError
@@ -60,12 +61,18 @@ def check_image_token(tokenizer: PreTrainedTokenizerBase, image_token_id: int, d
     if found != image_token_id:
         raise FlamingoError(
             f"the tokenizer in {directory} "
-            + (f"has {IMAGE_TOKEN} as token {found}" if found is not None else f"lacks the token {IMAGE_TOKEN}")
+            + (
+                f"has {IMAGE_TOKEN} as token {found}"
+                if found is not None
+                else f"lacks the token {IMAGE_TOKEN}"
+            )
             + f", but image_token_index in config.json is {image_token_id}; expected the tokenizer of this model"
         )
 
 
-def check_vocabulary(tokenizer: PreTrainedTokenizerBase, config: VisionLanguageConfig, directory: Path) -> None:
+def check_vocabulary(
+    tokenizer: PreTrainedTokenizerBase, config: VisionLanguageConfig, directory: Path
+) -> None:
     """Raises FlamingoError for a tokenizer with more tokens than the language model has embeddings."""
     if len(tokenizer) > config.text_config.vocab_size:
         raise FlamingoError(
@@ -74,39 +81,79 @@ def check_vocabulary(tokenizer: PreTrainedTokenizerBase, config: VisionLanguageC
         )
 
 
-def empty_model(config: VisionLanguageConfig, dtype: torch.dtype | None, directory: Path) -> VisionLanguageModel:
-    """The model that weights are then put into, with the directory's own settings for generation."""
-    model = AutoModelForImageTextToText.from_config(config, dtype=dtype or torch.float32)
+def empty_model(
+    config: VisionLanguageConfig,
+    dtype: torch.dtype | str | None,
+    directory: Path,
+    vision: VisionEncoder | None = None,
+) -> VisionLanguageModel:
+    """The model, in the type of the checkpoint's weights, that these are then put into; with the directory's own
+    settings for generation. `vision`: an encoder that is loaded already.
+    """
+    known = getattr(torch, dtype) if isinstance(dtype, str) else dtype or torch.float32
+    encoder = None if vision is None else vision.to(known)
+    model = AutoModelForImageTextToText.from_config(config, dtype=known, vision=encoder)
     if (directory / "generation_config.json").is_file():
         model.generation_config = GenerationConfig.from_pretrained(directory)
         model.generation_config.use_cache = True
     return model
 
 
-def language_config(theirs: Any) -> PretrainedConfig:
-    """The config of the language model inside, of the type that its embeddings are tied by."""
+def language_config(theirs: Any, directory: Path) -> PretrainedConfig:
+    """The config of the language model inside. Raises FlamingoError for an encoder-decoder."""
     config = theirs.text_config
     if config.is_encoder_decoder:
         raise FlamingoError(
-            f"the language model is of type {config.model_type!r}, an encoder-decoder; expected a decoder-only one, "
-            "such as opt or llama"
+            f"text_config in {directory / 'config.json'} is of type {config.model_type!r}, an encoder-decoder; expected "
+            "a decoder-only language model, such as opt or llama"
         )
     return config
 
 
-def language_rules(model: VisionLanguageModel, base: str, head: str) -> list[Rule]:
-    """The language model's body under `base` and its head under `head` there; new tokens' rows behind the others."""
+def exported_language_config(config: VisionLanguageConfig) -> PretrainedConfig:
+    """The language model's config with the new tokens in its vocabulary, as a format has them."""
+    text = config.language_config()
+    if config.new_tokens:
+        text.vocab_size = config.first_new_token + config.new_tokens
+    text.dtype = None  # the outer config has it
+    return text
+
+
+def check_prefix(model: VisionLanguageModel, format_name: str) -> None:
+    """Raises FlamingoError for a model that joins its parts in another way."""
+    if model.fusion.name != "prefix":
+        raise refuse(format_name, "fusion.name", model.fusion.name, "prefix")
+    if model.fusion.bidirectional:
+        raise refuse(format_name, "fusion.bidirectional", True, "false")
+
+
+def quiet_new_rows(model: VisionLanguageModel) -> None:
+    """Sets the rows of tokens that the checkpoint lacks to the mean of the others, the same at every loading."""
+    parts = (model.language.get_input_embeddings(), model.language.get_output_embeddings())
+    with torch.no_grad():
+        for part in cast(tuple[Any, ...], parts):
+            if hasattr(part, "new_rows"):
+                part.new_rows.copy_(part.weight.mean(0).expand_as(part.new_rows))
+
+
+def language_rules(model: VisionLanguageModel, base: str, head: str, has_new_rows: bool = True) -> list[Rule]:
+    """The language model's body under `base` and its head under `head` there; new tokens' rows, if theirs has them,
+    behind the others.
+    """
     names = {id(module): name for name, module in model.named_modules()}
     own_base = f"language.{model.language.base_model_prefix}."
     embedding = f"{names[id(model.language.get_input_embeddings())]}."
     own_head = f"{names[id(model.language.get_output_embeddings())]}."
     rules: list[Rule] = [Rename(f"{base}*", f"{own_base}*"), Rename(f"{head}*", f"{own_head}*")]
-    if not model.config.new_tokens:
+    if not (model.config.new_tokens and has_new_rows):
         return rules
     places = {embedding: base + embedding.removeprefix(own_base), own_head: head}
     first = model.config.first_new_token
     return [
-        *(NewRows(f"{theirs}weight", f"{ours}weight", f"{ours}new_rows", first) for ours, theirs in places.items()),
+        *(
+            NewRows(f"{theirs}weight", f"{ours}weight", f"{ours}new_rows", first)
+            for ours, theirs in places.items()
+        ),
         *rules,
     ]
 
@@ -142,7 +189,9 @@ def image_processor(transform: ImageTransform, format_name: str) -> CLIPImagePro
             f"cannot export as {format_name}: image_transform.resize_mode is {transform.resize_mode!r} without a "
             "shortest_edge, which is open_clip's way; expected squash, or a shortest_edge that is then cropped"
         )
-    size = {"height": height, "width": width} if is_squashed else {"shortest_edge": transform.shortest_edge}
+    size: Any = (
+        {"height": height, "width": width} if is_squashed else {"shortest_edge": transform.shortest_edge}
+    )
     return CLIPImageProcessor(
         size=size,
         crop_size={"height": height, "width": width},

@@ -24,7 +24,8 @@ from flamingo_lite.nn.qformer import QFormer, QFormerConfig
 from flamingo_lite.nn.resampler import PerceiverResampler, ResamplerConfig
 
 Connector = Identity | LinearProjector | MLPProjector | PerceiverResampler | QFormer
-"""A module with `tokens` (n, the media tokens of an image) and `width` (d, theirs)."""
+"""A module with `tokens` (n, the media tokens of an image), `width` (d, theirs) and `reads_text`: its forward also
+takes ids and mask (m s) of a text for each image."""
 
 OwnConfig = IdentityConfig | LinearConfig | MLPConfig | ResamplerConfig | QFormerConfig
 

@@ -53,6 +53,8 @@ class Identity(nn.Module):
     """Patch features (m p d) as media tokens, for cross-attention that projects them itself (IDEFICS without its
     resampler)."""
 
+    reads_text = False
+
     def __init__(self, patch_width: int, patches: int, language_width: int, config: IdentityConfig) -> None:
         super().__init__()
         self.tokens = patches
@@ -64,6 +66,8 @@ class Identity(nn.Module):
 
 class LinearProjector(nn.Module):
     """Patch features (m p d_patch) -> media tokens (m p d)."""
+
+    reads_text = False
 
     def __init__(self, patch_width: int, patches: int, language_width: int, config: LinearConfig) -> None:
         super().__init__()
@@ -77,6 +81,8 @@ class LinearProjector(nn.Module):
 
 class MLPProjector(nn.Module):
     """Patch features (m p d_patch) -> media tokens (m p d)."""
+
+    reads_text = False
 
     def __init__(self, patch_width: int, patches: int, language_width: int, config: MLPConfig) -> None:
         super().__init__()

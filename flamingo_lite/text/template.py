@@ -28,6 +28,7 @@ class Template:
     text as it is, then the end-of-chunk token if it ends its chunk; the end token if the document is complete.
     Roles are not written.
 
+    `begin_after_images`: images that open the document come before the begin token, as in BLIP-2.
     `image_tokens`: 1 under cross-attention fusion, the connector's n under prefix fusion. `end_of_chunk`: None
     writes nothing there. `around_images`: a token before, between and behind images in a row, as in IDEFICS.
     """
@@ -37,6 +38,7 @@ class Template:
     image_tokens: int = 1
     end_of_chunk: str | None = END_OF_CHUNK
     around_images: str | None = None
+    begin_after_images: bool = False
 
     def __post_init__(self) -> None:
         if self.image_tokens < 1:
@@ -52,10 +54,15 @@ class Template:
 
         The end token is trained on unless the document ends in a text that is not.
         """
-        if self.begin and bos is not None:
-            yield Piece("token", bos)
+        begins = self.begin and bos is not None
+        if begins and not self.begin_after_images:
+            yield Piece("token", str(bos))
+            begins = False
         trained, follows_image = True, False
         for segment in document:
+            if begins and not isinstance(segment, Image):
+                yield Piece("token", str(bos))
+                begins = False
             if isinstance(segment, Image):
                 trained = True
                 if self.around_images is not None and not follows_image:
@@ -69,5 +76,7 @@ class Template:
             yield Piece("text", segment.text, trained)
             if segment.ends_chunk and self.end_of_chunk is not None:
                 yield Piece("token", self.end_of_chunk, trained)
+        if begins:
+            yield Piece("token", str(bos))
         if complete and self.end and eos is not None:
             yield Piece("token", eos, trained)

@@ -18,7 +18,8 @@ class Encoded:
     """One document as numbers: three lists of one length t, and its images in order.
 
     `labels` are not shifted; `media_index` counts the document's own images from 0, -1 before the first.
-    `name` is what error messages call the document.
+    `name` is what error messages call the document. `connector_text`: what the connector reads beside each of its
+    images, in ids of the connector's own tokenizer.
     """
 
     input_ids: list[int]
@@ -26,6 +27,12 @@ class Encoded:
     media_index: list[int]
     images: tuple[Image, ...]
     name: str = "document"
+    connector_text: tuple[int, ...] = ()
+
+    @property
+    def media_keys(self) -> list[tuple[str, tuple[int, ...]]]:
+        """For each image, what its media tokens depend on: equal keys, equal tokens."""
+        return [(image.id, self.connector_text) for image in self.images]
 
     def __len__(self) -> int:
         return len(self.input_ids)

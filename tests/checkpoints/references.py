@@ -37,7 +37,9 @@ class Pair:
 def tokenizer(*more: str) -> PreTrainedTokenizerFast:
     """A token for each byte, which puts `<s>` before a text; `more` special tokens come last."""
     specials = ["<pad>", "<s>", "</s>", "<unk>", *more]
-    vocabulary = {token: i for i, token in enumerate([*specials[:4], *sorted(pre_tokenizers.ByteLevel.alphabet())])}
+    vocabulary = {
+        token: i for i, token in enumerate([*specials[:4], *sorted(pre_tokenizers.ByteLevel.alphabet())])
+    }
     core = Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
     core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     core.decoder = decoders.ByteLevel()
@@ -50,7 +52,10 @@ def tokenizer(*more: str) -> PreTrainedTokenizerFast:
 
 def image_processor(size: int) -> CLIPImageProcessor:
     return CLIPImageProcessor(
-        size={"shortest_edge": size}, crop_size={"height": size, "width": size}, image_mean=[0.5] * 3, image_std=[0.3] * 3
+        size={"shortest_edge": size},
+        crop_size={"height": size, "width": size},
+        image_mean=[0.5] * 3,
+        image_std=[0.3] * 3,
     )
 
 
@@ -60,13 +65,18 @@ def randomised(model: Any, seed: int) -> Any:
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             noise = torch.randn(parameter.shape, generator=generator)
-            parameter.copy_(1 + 0.1 * noise if "norm" in name.lower() and name.endswith("weight") else 0.2 * noise)
+            parameter.copy_(
+                1 + 0.1 * noise if "norm" in name.lower() and name.endswith("weight") else 0.2 * noise
+            )
     return model.eval()
 
 
-def picture(draw: Random) -> Image:
-    width, height = draw.randint(8, 24), draw.randint(8, 24)
-    numbers = np.random.default_rng(draw.randint(0, 10**6)).integers(0, 256, (height, width, 3), dtype=np.uint8)
+def picture(draw: Random, size: int | None = None) -> Image:
+    """Noise, of any size unless one is given."""
+    width, height = (draw.randint(8, 24), draw.randint(8, 24)) if size is None else (size, size)
+    numbers = np.random.default_rng(draw.randint(0, 10**6)).integers(
+        0, 256, (height, width, 3), dtype=np.uint8
+    )
     buffer = io.BytesIO()
     PIL.Image.fromarray(numbers).save(buffer, "png")
     return Image(buffer.getvalue())

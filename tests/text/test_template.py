@@ -52,6 +52,16 @@ def test_an_image_is_as_many_marks_as_the_template_says() -> None:
     assert written(Document([PICTURE, "a"]), Template(image_tokens=3)) == "<s>" + "<image>" * 3 + "[a][</s>]"
 
 
+def test_only_images_that_open_the_document_come_before_the_begin_token() -> None:
+    template = Template(begin_after_images=True, image_tokens=2)
+    assert (
+        written(Document([PICTURE, PICTURE, "a", PICTURE]), template)
+        == "<image>" * 4 + "<s>[a]" + "<image>" * 2 + "[</s>]"
+    )
+    assert written(Document([PICTURE]), template) == "<image><image><s>[</s>]"
+    assert written(Document(["a"]), template) == "<s>[a][</s>]"
+
+
 def test_begin_and_end_can_be_left_out() -> None:
     assert written(Document(["a"]), Template(begin=False, end=False)) == "[a]"
 
