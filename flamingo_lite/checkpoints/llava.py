@@ -68,7 +68,10 @@ def load_processor(directory: Path) -> VisionLanguageProcessor:
         image_tokens=parts.patches(tower),
         end_of_chunk=cast(str | None, tokenizer.eos_token),
     )
-    return VisionLanguageProcessor(tokenizer, ImageTransform(**tower.preprocess), template)
+    transform = ImageTransform(**tower.preprocess)
+    return VisionLanguageProcessor(
+        tokenizer, transform, template, chat_template=parts.chat_template(directory)
+    )
 
 
 def configuration(theirs: Any, directory: Path) -> VisionLanguageConfig:

@@ -29,6 +29,7 @@ from flamingo_lite.models.model import VisionLanguageModel
 from flamingo_lite.models.tower import VisionTower, first_line
 from flamingo_lite.models.vision import VisionEncoder
 from flamingo_lite.models.vision_transformers import type_of
+from flamingo_lite.processing import VisionLanguageProcessor
 
 
 def read_config(directory: Path, kind: type[PretrainedConfig]) -> Any:
@@ -53,6 +54,13 @@ def read_tokenizer(directory: Path) -> PreTrainedTokenizerBase:
 def writes_begin(tokenizer: PreTrainedTokenizerBase) -> bool:
     """Does this tokenizer put its begin token before a text, as its model was trained with?"""
     return tokenizer.bos_token_id is not None and tokenizer("a")["input_ids"][:1] == [tokenizer.bos_token_id]
+
+
+def chat_template(directory: Path) -> str | None:
+    """How the directory's processor writes a conversation, the default one where it knows several ways."""
+    values, _ = VisionLanguageProcessor.get_processor_dict(directory)
+    found = values.get("chat_template")
+    return found.get("default") if isinstance(found, dict) else found
 
 
 def check_image_token(tokenizer: PreTrainedTokenizerBase, image_token_id: int, directory: Path) -> None:

@@ -162,6 +162,14 @@ def test_our_own_directory_of_it_gives_the_same_logits(tmp_path: Path) -> None:
     assert torch.equal(model(**batch).logits, found.model(**batch).logits)
 
 
+def test_a_chat_template_is_read_and_written(directory: Path, tmp_path: Path) -> None:
+    (directory / "chat_template.jinja").write_text("USER: {{ messages[0]['content'] }}")
+    model, processor = fl.load(directory)
+    export(model, processor, tmp_path / "out", format="llava")
+    written = LlavaProcessor.from_pretrained(tmp_path / "out").chat_template
+    assert processor.chat_template == written == "USER: {{ messages[0]['content'] }}"
+
+
 def test_a_training_checkpoint_is_laid_over_the_directory_again(tmp_path: Path) -> None:
     found = pair(3)
     fl.save(found.model, found.processor, tmp_path / "trained", whole=False)
