@@ -52,8 +52,8 @@ def read_again(model: VisionLanguageModel, wanted: Mapping[str, Tensor]) -> dict
     """The tensors `wanted` (keys and shapes), which nothing here reads, as the checkpoint that the model came from has
     them; zeros where that is gone or of another shape. An export needs them so that the reference class is whole.
     """
-    source = Path(model.config.sources.get("checkpoint", {}).get("name", ""))
-    found = read_directory(source) if wanted and holds_weights(source) else {}
+    source = model.config.sources.get("checkpoint", {}).get("name")
+    found = read_directory(Path(source)) if wanted and source and holds_weights(Path(source)) else {}
     return {
         key: found[key]
         if key in found and found[key].shape == value.shape

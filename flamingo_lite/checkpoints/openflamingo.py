@@ -11,7 +11,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -102,7 +102,7 @@ def load_model(directory: Path) -> VisionLanguageModel:
             "language": asdict(parts.language(directory)),
             **came_from(directory, "openflamingo"),
         },
-        image_token_id=tokenizer.convert_tokens_to_ids(IMAGE_TOKEN),
+        image_token_id=cast(int, tokenizer.convert_tokens_to_ids(IMAGE_TOKEN)),  # one token, one id
         first_new_token=first,
         new_tokens=len(tokenizer) - first,
         dtype=language.dtype,
