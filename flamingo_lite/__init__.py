@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from flamingo_lite.batch import Batch as Batch
+    from flamingo_lite.checkpoints.formats import export as export
     from flamingo_lite.checkpoints.io import load as load
     from flamingo_lite.checkpoints.io import load_model as load_model
     from flamingo_lite.checkpoints.io import load_processor as load_processor
@@ -44,6 +45,7 @@ _HOMES = {
     "VisionLanguageProcessor": "processing",
     "build": "models.build",
     "build_processor": "models.build",
+    "export": "checkpoints.formats",
     "generate": "generation.generate",
     "load": "checkpoints.io",
     "load_model": "checkpoints.io",
