@@ -268,6 +268,10 @@ def _expressible(model: VisionLanguageModel) -> Parts:
         for name, value in values.items():
             if name not in same and own.get(name, value) != value:
                 raise refuse("openflamingo", f"{part}.{name}", own[name], repr(value))
+    head: Any = model.language.get_output_embeddings()
+    if getattr(head, "bias", None) is not None:
+        kind = config.text_config.model_type
+        raise refuse("openflamingo", "text_config.model_type", kind, "language models whose head has no bias")
     for part in ("vision", "language"):
         if not config.sources.get(part, {}).get("name"):
             raise refuse("openflamingo", f"sources.{part}.name", None, "names of parts that it can load")

@@ -134,4 +134,4 @@ def _parts(path: Path) -> Parts:
 def _in(directory: Path, name: str) -> str:
     """The directory that `name` means, seen from the checkpoint; otherwise the name itself."""
     beside = directory / name
-    return str(beside) if beside.is_dir() else name
+    return str(beside.resolve()) if beside.is_dir() else name

@@ -276,6 +276,14 @@ def test_parts_without_a_name_cannot_be_named(made: tuple[Path, Any], tmp_path: 
         fl.export(model, None, tmp_path / "out", format="openflamingo")
 
 
+def test_a_head_with_a_bias_is_named(made: tuple[Path, Any], tmp_path: Path) -> None:
+    model = fl.load_model(made[0])
+    head: Any = model.language.get_output_embeddings()
+    head.bias = torch.nn.Parameter(torch.zeros(WORDS))
+    with pytest.raises(FlamingoError, match="text_config.model_type is 'llama', .* whose head has no bias"):
+        fl.export(model, None, tmp_path / "out", format="openflamingo")
+
+
 def test_an_unknown_format_is_named(made: tuple[Path, Any], tmp_path: Path) -> None:
     with pytest.raises(FlamingoError, match="unknown format 'openflaming'; did you mean 'openflamingo'"):
         fl.export(fl.load_model(made[0]), None, tmp_path / "out", format="openflaming")
