@@ -68,7 +68,7 @@ def pixels(processor: Any, image: PIL.Image.Image) -> torch.Tensor:
 def lays_over_white() -> bool:
     """Transparency is laid over white, as transformers does since 5.2x; before, it was dropped."""
     clear = PIL.Image.new("RGBA", (4, 4), (0, 0, 0, 0))
-    processor = ViTImageProcessorPil(size={"height": 4, "width": 4}, do_normalize=False)
+    processor = CLIPImageProcessorPil(do_normalize=False)
     return bool(pixels(processor, clear).min() > 0.99)
 
 
