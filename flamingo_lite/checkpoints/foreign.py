@@ -48,12 +48,18 @@ def came_from(directory: Path, format_name: str) -> dict[str, Any]:
     return {"checkpoint": {"name": str(directory.resolve()), "format": format_name}}
 
 
-def read_again(model: VisionLanguageModel, wanted: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def read_again(
+    model: VisionLanguageModel,
+    wanted: Mapping[str, Tensor],
+    respelled: Callable[[dict[str, Tensor]], dict[str, Tensor]] = dict,
+) -> dict[str, Tensor]:
     """The tensors `wanted` (keys and shapes), which nothing here reads, as the checkpoint that the model came from has
     them; zeros where that is gone or of another shape. An export needs them so that the reference class is whole.
+    `respelled` gives the file's tensors the keys of `wanted`.
     """
     source = model.config.sources.get("checkpoint", {}).get("name")
     found = read_directory(Path(source)) if wanted and source and holds_weights(Path(source)) else {}
+    found = respelled(found)
     return {
         key: found[key]
         if key in found and found[key].shape == value.shape

@@ -7,12 +7,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, Literal, cast
 
-import torch
 from torch import Tensor
 from transformers import AutoConfig, LlavaConfig, LlavaProcessor
 
 from flamingo_lite.checkpoints import parts
-from flamingo_lite.checkpoints.foreign import Format, came_from, refuse
+from flamingo_lite.checkpoints.foreign import Format, came_from, read_again, refuse
 from flamingo_lite.checkpoints.keys import Rename, Rule, put_weights, take_weights
 from flamingo_lite.checkpoints.tensors import read_directory, write_directory
 from flamingo_lite.document import IMAGE_TOKEN
@@ -137,14 +136,14 @@ def respelled(state: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def export(model: VisionLanguageModel, processor: VisionLanguageProcessor | None, directory: Path) -> None:
-    """A directory that `LlavaForConditionalGeneration` loads. What our encoder cut away as never read is written as
-    zeros, so that the encoder keeps its depth.
+    """A directory that `LlavaForConditionalGeneration` loads. What our encoder cut away as never read is that of the
+    checkpoint that the model came from, or zeros where that is gone, so that the encoder keeps its depth.
     """
     theirs = their_config(model)
     state = take_weights(model, rules(model))
     tower = VisionTower(**model.config.vision_tower)
-    for key, value in parts.unread_weights(tower).items():
-        state[f"vision_tower.{key}"] = torch.zeros(value.shape, dtype=model.dtype)
+    unread = {f"vision_tower.{key}": value for key, value in parts.unread_weights(tower).items()}
+    state |= read_again(model, unread, respelled)
     theirs.save_pretrained(directory)
     model.generation_config.save_pretrained(directory)
     write_directory(state, directory)

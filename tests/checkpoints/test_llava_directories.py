@@ -143,6 +143,10 @@ def test_what_is_read_and_written_is_the_reference_again(seed: int, tmp_path: Pa
     assert not info["missing_keys"] and not info["unexpected_keys"]
     batch = ref.with_position_ids(found.processor(ref.interleaved(Random(seed))))
     assert torch.equal(again.eval()(**batch).logits, found.theirs(**batch).logits)
+    # What is never read comes back too: the encoder's layers behind the one that is, and its last norm.
+    theirs = found.theirs.state_dict()
+    assert again.state_dict().keys() == theirs.keys()
+    assert all(torch.equal(value, theirs[key]) for key, value in again.state_dict().items())
 
 
 def test_a_written_config_is_the_one_that_was_read(tmp_path: Path) -> None:
