@@ -14,6 +14,7 @@ from flamingo_lite.registration import register_with_transformers
 
 if TYPE_CHECKING:
     from flamingo_lite.batch import Batch as Batch
+    from flamingo_lite.checkpoints.formats import export as export
     from flamingo_lite.checkpoints.io import load as load
     from flamingo_lite.checkpoints.io import load_model as load_model
     from flamingo_lite.checkpoints.io import load_processor as load_processor
@@ -47,6 +48,7 @@ _HOMES = {
     "VisionLanguageProcessor": "processing",
     "build": "models.build",
     "build_processor": "models.build",
+    "export": "checkpoints.formats",
     "generate": "generation.generate",
     "load": "checkpoints.io",
     "load_model": "checkpoints.io",

@@ -1,7 +1,8 @@
 """A batch: what a model eats. Rows of token ids, all images of the batch flat, and for each position the
 image that it attends to.
 
-Shape letters: b batch, t text positions, m images in the whole batch, c channels, h height, w width.
+Shape letters: b batch, t text positions, m images in the whole batch, c channels, h height, w width,
+s positions of a connector's text.
 """
 
 from collections.abc import Iterable, Iterator
@@ -14,6 +15,11 @@ from flamingo_lite.errors import FlamingoError
 
 IGNORED = -100  # the label of a position that nothing is trained on
 NO_IMAGE = -1  # the media index of a position that attends to no image
+PER_IMAGE = (
+    "pixel_values",
+    "connector_text_ids",
+    "connector_text_mask",
+)  # their rows are images, not documents
 NO_SEGMENT = -1  # the segment id of padding in a packed batch
 
 
@@ -35,11 +41,13 @@ class Batch:
     media_index: Tensor  # (b t) int64
     segment_ids: Tensor | None = None  # (b t) int64, the number of the document, when rows are packed
     media_first: Tensor | None = None  # (b t) int64
+    connector_text_ids: Tensor | None = None  # (m s) int64, what the connector reads beside each image
+    connector_text_mask: Tensor | None = None  # (m s) bool, False on padding
 
     def __post_init__(self) -> None:
         shape = self.input_ids.shape
         for name in self.keys():
-            if name != "pixel_values" and self[name].shape != shape:
+            if name not in PER_IMAGE and self[name].shape != shape:
                 raise FlamingoError(
                     f"batch: {name} has shape {tuple(self[name].shape)}, input_ids has {tuple(shape)}"
                 )
@@ -47,6 +55,11 @@ class Batch:
             raise FlamingoError(
                 f"batch: pixel_values has shape {tuple(self.pixel_values.shape)}, not (m c h w)"
             )
+        for name in PER_IMAGE:
+            if name in self.keys() and len(self[name]) != len(self.pixel_values):
+                raise FlamingoError(
+                    f"batch: {name} has {len(self[name])} rows, expected one for each of {len(self.pixel_values)} images"
+                )
         if self.media_index.device.type == "cpu" and self.media_index.numel():
             last, m = int(self.media_index.max()), len(self.pixel_values)
             if last + 1 != m or int(self.media_index.min()) < NO_IMAGE:
@@ -94,7 +107,7 @@ class Batch:
             chosen = torch.as_tensor(rows if isinstance(rows, Tensor) else list(rows), dtype=torch.int64).to(
                 device
             )
-        taken = {name: self[name][chosen] for name in self.keys() if name != "pixel_values"}
+        taken = {name: self[name][chosen] for name in self.keys() if name not in PER_IMAGE}
         # Every image of a row stands in its media_index at the image's own mark.
         used = taken["media_index"][taken["media_index"] >= 0].unique()
         number = torch.full((len(self.pixel_values) + 1,), NO_IMAGE, dtype=torch.int64, device=device)
@@ -102,4 +115,5 @@ class Batch:
         for name in ("media_index", "media_first"):
             if name in taken:
                 taken[name] = number[taken[name]]  # index -1 reads the last entry, which stays -1
-        return replace(self, pixel_values=self.pixel_values[used], **taken)
+        taken |= {name: self[name][used] for name in PER_IMAGE if name in self.keys()}
+        return replace(self, **taken)

@@ -12,7 +12,7 @@ from types import ModuleType
 from typing import NoReturn
 
 import flamingo_lite
-from flamingo_lite.commands import data_make, evaluate, quickstart, report, train
+from flamingo_lite.commands import data_make, evaluate, export, quickstart, report, train
 from flamingo_lite.errors import FlamingoError
 from flamingo_lite.names import unknown
 
@@ -22,6 +22,7 @@ COMMANDS: dict[str, ModuleType] = {
     "train": train,
     "eval": evaluate,
     "report": report,
+    "export": export,
 }
 
 # Read when the libraries are imported: no bars for files of a few MB, no warning about forked tokenizers.

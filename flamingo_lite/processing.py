@@ -11,18 +11,22 @@ from typing import Any, Literal, Self, TypeVar, cast
 
 import torch
 from torch import Tensor
-from transformers import BatchFeature, PreTrainedTokenizerBase, ProcessorMixin
+from transformers import AutoTokenizer, BatchFeature, PreTrainedTokenizerBase, ProcessorMixin
+from transformers.utils import cached_file
 
 from flamingo_lite.batch import IGNORED, NO_IMAGE, NO_SEGMENT, Batch
 from flamingo_lite.document import IMAGE_TOKEN, Document, Image
 from flamingo_lite.errors import FlamingoError
 from flamingo_lite.image_transform import ImageTransform
 from flamingo_lite.text.chat import chat_template_for, check_messages
+from flamingo_lite.text.connector_text import instruction_ids, pad_texts
 from flamingo_lite.text.template import Template
 from flamingo_lite.text.tokenizer import Encoded, add_tokens, encode
 
 PaddingSide = Literal["left", "right"]
 
+CONNECTOR_TOKENIZER = "connector_tokenizer"
+"""The folder of the connector's tokenizer in a saved processor."""
 
 Component = TypeVar("Component", ImageTransform, Template)
 
@@ -30,8 +34,10 @@ Component = TypeVar("Component", ImageTransform, Template)
 class VisionLanguageProcessor(ProcessorMixin):
     """Documents to a `Batch`; also the `text`, `images` call that transformers' pipelines make.
 
-    The tokenizer gets `<image>`, `<|endofchunk|>` and a padding token where it lacks them. `chat_template`: how
-    chat messages become text; by default the tokenizer's own, with marks for images, or a line for each message.
+    The tokenizer gets a padding token and the template's (`<image>`, `<|endofchunk|>`) where it lacks them.
+    `chat_template`: how chat messages become text; by default the tokenizer's own, with marks for images, or a line
+    for each message. `connector_tokenizer`: of a connector that reads a text beside each image; None by default. It
+    is saved with the processor, in a folder of its own.
     """
 
     def __init__(
@@ -41,13 +47,16 @@ class VisionLanguageProcessor(ProcessorMixin):
         template: Template | dict[str, Any] | None = None,
         chat_template: str | None = None,
     ) -> None:
-        add_tokens(tokenizer)
+        template = _component(Template, template)
+        add_tokens(tokenizer, template.special_tokens)
         # Pipelines that batch pad with the tokenizer's side, and a prompt is continued at its right.
         tokenizer.padding_side = "left"
         own = getattr(tokenizer, "chat_template", None)
         super().__init__(tokenizer, chat_template=chat_template or chat_template_for(own))
         self.image_transform = _component(ImageTransform, image_transform)
-        self.template = _component(Template, template)
+        self.template = template
+        # No argument: transformers would then ask every processor for one.
+        self.connector_tokenizer: PreTrainedTokenizerBase | None = None
         self.image_token = IMAGE_TOKEN
         self.image_token_id = cast(int, tokenizer.convert_tokens_to_ids(IMAGE_TOKEN))  # one token, one id
 
@@ -77,8 +86,7 @@ class VisionLanguageProcessor(ProcessorMixin):
                 template = replace(template, begin=False)
             encoded = self.encode_all(interleave(text, images), False, max_length, template)
             batch = self.collate(encoded, padding_side or "left")
-            names = ("input_ids", "attention_mask", "pixel_values", "media_index")
-            return BatchFeature({name: batch[name] for name in names})
+            return BatchFeature({name: batch[name] for name in self.model_input_names})
         if text is not None or images is not None or pipeline_options:
             extra = ", ".join(["text", "images", *pipeline_options])
             raise FlamingoError(
@@ -96,7 +104,10 @@ class VisionLanguageProcessor(ProcessorMixin):
         template: Template | None = None,
     ) -> Encoded:
         """Ids, labels and media index of one document; see `text.tokenizer.encode`."""
-        return encode(document, self.tokenizer, template or self.template, complete, max_length, name)
+        encoded = encode(document, self.tokenizer, template or self.template, complete, max_length, name)
+        if self.connector_tokenizer is None:
+            return encoded
+        return replace(encoded, connector_text=instruction_ids(document, self.connector_tokenizer, complete))
 
     def encode_all(
         self,
@@ -167,18 +178,25 @@ class VisionLanguageProcessor(ProcessorMixin):
             segment_ids[row, where] = i
             attention_mask[row, where] = True
             position_ids[row, where] = torch.arange(t)
-        packing = {"segment_ids": segment_ids, "media_first": media_first} if pack else {}
+        more = {"segment_ids": segment_ids, "media_first": media_first} if pack else {}
+        more |= self.connector_text([document.connector_text for _, document in owners])
         pixels = self._pixels(owners)
-        return Batch(input_ids, attention_mask, position_ids, labels, pixels, media_index, **packing)
+        return Batch(input_ids, attention_mask, position_ids, labels, pixels, media_index, **more)
 
-    def _pixels(self, images: Sequence[tuple[Image, str]]) -> Tensor:
+    def connector_text(self, texts: Sequence[Sequence[int]]) -> dict[str, Tensor]:
+        """The fields of a batch for what the connector reads beside each image; none where it reads nothing."""
+        if self.connector_tokenizer is None:
+            return {}
+        return pad_texts(texts, self.connector_tokenizer.pad_token_id)
+
+    def _pixels(self, images: Sequence[tuple[Image, Encoded]]) -> Tensor:
         height, width = self.image_transform.size
         pixels = torch.empty(len(images), 3, height, width)
         for i, (image, document) in enumerate(images):
             try:
                 pixels[i] = self.image_transform(image)
             except FlamingoError as error:
-                raise FlamingoError(f"{document}: {error}") from error
+                raise FlamingoError(f"{document.name}: {error}") from error
         return pixels
 
     def replace_image_token(self, image_inputs: dict[str, Any], image_idx: int, **kwargs: Any) -> str:
@@ -193,7 +211,12 @@ class VisionLanguageProcessor(ProcessorMixin):
 
     @property
     def model_input_names(self) -> list[str]:
-        return ["input_ids", "attention_mask", "pixel_values", "media_index"]
+        names = ["input_ids", "attention_mask", "pixel_values", "media_index"]
+        return (
+            names
+            if self.connector_tokenizer is None
+            else [*names, "connector_text_ids", "connector_text_mask"]
+        )
 
     def to_dict(self) -> dict[str, Any]:
         """What `save_pretrained` writes to `processor_config.json`: numbers and names only."""
@@ -202,6 +225,13 @@ class VisionLanguageProcessor(ProcessorMixin):
             "image_transform": asdict(self.image_transform),
             "template": asdict(self.template),
         }
+
+    def save_pretrained(self, save_directory: str | Path, *args: Any, **options: Any) -> Any:
+        """As transformers', and the connector's tokenizer in a folder of its own."""
+        written = super().save_pretrained(save_directory, *args, **options)
+        if self.connector_tokenizer is not None:
+            self.connector_tokenizer.save_pretrained(Path(save_directory) / CONNECTOR_TOKENIZER)
+        return written
 
     # Narrower than transformers': everything but the directory is given by name.
     @classmethod
@@ -216,7 +246,13 @@ class VisionLanguageProcessor(ProcessorMixin):
         if Path(directory).exists() and not (Path(directory) / "processor_config.json").is_file():
             raise FlamingoError(f"{directory}: holds no processor_config.json; expected a saved processor")
         try:
-            return super().from_pretrained(directory, trust_remote_code=False, **options)
+            processor = super().from_pretrained(directory, trust_remote_code=False, **options)
+            known = f"{CONNECTOR_TOKENIZER}/tokenizer_config.json"
+            if cached_file(str(directory), known, _raise_exceptions_for_missing_entries=False) is not None:
+                processor.connector_tokenizer = AutoTokenizer.from_pretrained(
+                    directory, subfolder=CONNECTOR_TOKENIZER, trust_remote_code=False
+                )
+            return processor
         except (OSError, ValueError, TypeError, KeyError) as error:
             raise FlamingoError(f"{directory}: the processor cannot be loaded ({error})") from error
 
@@ -289,17 +325,17 @@ def first_fit_decreasing(lengths: Sequence[int]) -> list[tuple[int, int]]:
 
 def _number_images(
     encoded: Sequence[Encoded], distinct: bool
-) -> tuple[list[list[int]], list[tuple[Image, str]]]:
-    """Each document's image numbers in the batch; and all images in order, with their document's name."""
-    owners: list[tuple[Image, str]] = []
+) -> tuple[list[list[int]], list[tuple[Image, Encoded]]]:
+    """Each document's image numbers in the batch; and all images in order, with their document."""
+    owners: list[tuple[Image, Encoded]] = []
     numbers: list[list[int]] = []
-    seen: dict[str, int] = {}
+    seen: dict[Any, int] = {}
     for document in encoded:
         row = []
-        for image in document.images:
-            number = seen.setdefault(image.id, len(owners)) if distinct else len(owners)
+        for image, key in zip(document.images, document.media_keys, strict=True):
+            number = seen.setdefault(key, len(owners)) if distinct else len(owners)
             if number == len(owners):
-                owners.append((image, document.name))
+                owners.append((image, document))
             row.append(number)
         numbers.append(row)
     return numbers, owners

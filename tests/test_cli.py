@@ -55,6 +55,9 @@ def test_the_version(capsys: pytest.CaptureFixture[str]) -> None:
         (["train", "data.directory=/nowhere"], "/nowhere: no shards here"),
         (["report", "/nowhere"], "/nowhere"),
         (["report", "a", "b"], "one folder"),
+        (["export", "checkpoint=a", "output=b"], "export needs format="),
+        (["export", "chekpoint=a"], "did you mean 'checkpoint'?"),
+        (["export", "checkpoint=/nowhere", "format=idefics", "output=b"], "no model directory /nowhere"),
     ],
 )
 def test_bad_input_is_one_line_and_exit_code_2(

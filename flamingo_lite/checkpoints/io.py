@@ -7,30 +7,37 @@ directory appears under its final name only when it is complete. Only safetensor
 from __future__ import annotations
 
 import json
-import os
-import shutil
-import tempfile
 from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
+from flamingo_lite.checkpoints.atomic import whole_directory
+from flamingo_lite.checkpoints.foreign import read_json
+from flamingo_lite.checkpoints.formats import FORMATS, format_of
+from flamingo_lite.checkpoints.openflamingo_parts import download
 from flamingo_lite.errors import FlamingoError
 from flamingo_lite.models.build import build, model_config_from
 from flamingo_lite.models.configuration import VisionLanguageConfig
 from flamingo_lite.models.model import VisionLanguageModel
-from flamingo_lite.models.policy import frozen_sha256, load_trainable_state_dict, trainable_state_dict
+from flamingo_lite.models.policy import (
+    apply_policy,
+    frozen_sha256,
+    load_trainable_state_dict,
+    trainable_state_dict,
+)
 from flamingo_lite.processing import VisionLanguageProcessor
 
 TRAINED = "trained.safetensors"
 MANIFEST = "training_checkpoint.json"
 FORMAT = "flamingo_lite training checkpoint, version 1"
+EXPECTED = "the config of a model that flamingo_lite saved, or of a format that it reads"
 
 
 def load(path: str | Path) -> tuple[VisionLanguageModel, VisionLanguageProcessor]:
     """Model (in evaluation mode) and processor of a directory that `save` wrote, whole or training
-    checkpoint.
+    checkpoint, or of a foreign one: the formats are those of `checkpoints.formats.FORMATS`.
 
     Raises FlamingoError in one line for what is missing, damaged, or of another kind.
     """
@@ -42,11 +49,14 @@ def load_model(path: str | Path) -> VisionLanguageModel:
     directory = _existing(path)
     if (directory / MANIFEST).is_file():
         return _load_training_checkpoint(directory).eval()
-    config = _read_json(directory / "config.json", "a model directory")
+    foreign = format_of(directory)
+    if foreign is not None:
+        return FORMATS[foreign].load_model(directory).eval()
+    config = read_json(directory / "config.json", EXPECTED)
     if config.get("model_type") != VisionLanguageConfig.model_type:
         raise FlamingoError(
-            f"{directory} holds a model of type {config.get('model_type')!r}, expected "
-            f"{VisionLanguageConfig.model_type!r}"
+            f"{directory / 'config.json'} is of a model of type {config.get('model_type')!r}, expected "
+            f"{VisionLanguageConfig.model_type!r}, or one of the formats {', '.join(FORMATS)}"
         )
     try:
         return VisionLanguageModel.from_pretrained(directory).eval()
@@ -58,7 +68,11 @@ def load_model(path: str | Path) -> VisionLanguageModel:
 
 def load_processor(path: str | Path) -> VisionLanguageProcessor:
     """The processor alone; see `load`."""
-    return VisionLanguageProcessor.from_pretrained(_existing(path))
+    directory = _existing(path)
+    foreign = None if (directory / MANIFEST).is_file() else format_of(directory)
+    if foreign is not None:
+        return FORMATS[foreign].load_processor(directory)
+    return VisionLanguageProcessor.from_pretrained(directory)
 
 
 def save(
@@ -77,10 +91,7 @@ def save(
     """
     path = Path(path)
     manifest = None if whole else {**_manifest(model), "notes": notes or {}}
-    temporary: Path | None = None
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
+    with whole_directory(path) as temporary:
         if manifest is None:
             model.save_pretrained(temporary)
         else:
@@ -89,34 +100,14 @@ def save(
             (temporary / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
         if processor is not None:
             processor.save_pretrained(temporary)
-        _put_in_place(temporary, path)
-    except (OSError, SafetensorError) as error:
-        raise FlamingoError(f"cannot write {path}: {error}; nothing was left there half-written") from error
-    finally:
-        if temporary is not None and temporary.exists():
-            shutil.rmtree(temporary, ignore_errors=True)
     return path
-
-
-def _put_in_place(temporary: Path, path: Path) -> None:
-    # mkdtemp makes a private directory; the result should be as readable as any other.
-    mask = os.umask(0)
-    os.umask(mask)
-    temporary.chmod(0o777 & ~mask)
-    if path.exists():
-        old = Path(tempfile.mkdtemp(prefix=f".{path.name}.old.", dir=path.parent))
-        os.replace(path, old / path.name)
-        os.replace(temporary, path)
-        shutil.rmtree(old, ignore_errors=True)
-    else:
-        os.replace(temporary, path)
 
 
 def _manifest(model: VisionLanguageModel) -> dict[str, Any]:
     sources = model.config.sources
     frozen = {}
     for part, sha256 in frozen_sha256(model).items():
-        source = sources.get(part)
+        source = sources.get("checkpoint") or sources.get(part)
         if source is None or source.get("pretrained") is False:
             raise FlamingoError(
                 f"{part} is frozen, but its weights have no source to load them from again; "
@@ -127,12 +118,12 @@ def _manifest(model: VisionLanguageModel) -> dict[str, Any]:
 
 
 def _load_training_checkpoint(directory: Path) -> VisionLanguageModel:
-    manifest = _read_json(directory / MANIFEST, "a training checkpoint")
+    manifest = read_json(directory / MANIFEST, "a training checkpoint that flamingo_lite saved")
     if manifest.get("format") != FORMAT or "model" not in manifest:
         raise FlamingoError(
             f"{directory / MANIFEST} is of format {manifest.get('format')!r}, expected {FORMAT!r}"
         )
-    model = build(model_config_from({**manifest["model"], "policy": manifest.get("policy", {})}))
+    model = _rebuild(manifest["model"], manifest.get("policy", {}))
     found = frozen_sha256(model)
     for part, recorded in manifest.get("frozen", {}).items():
         if found.get(part) != recorded["sha256"]:
@@ -152,22 +143,22 @@ def _load_training_checkpoint(directory: Path) -> VisionLanguageModel:
     return model
 
 
+def _rebuild(sources: dict[str, Any], policy: dict[str, str]) -> VisionLanguageModel:
+    """The model before training: of the foreign checkpoint that it was read from, or built from its parts."""
+    if "checkpoint" not in sources:
+        return build(model_config_from({**sources, "policy": policy}))
+    model = load_model(sources["checkpoint"]["name"])
+    model.config.policy = policy
+    apply_policy(model, policy)
+    return model
+
+
 def _existing(path: str | Path) -> Path:
     directory = Path(path)
     if not directory.is_dir():
-        raise FlamingoError(f"no model directory {directory}; expected one that flamingo_lite saved")
-    return directory
-
-
-def _read_json(path: Path, what: str) -> dict[str, Any]:
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+        directory = download(str(path)) or directory
+    if not directory.is_dir():
         raise FlamingoError(
-            f"cannot read {path}: {error}; expected {what} that flamingo_lite saved"
-        ) from error
-    if not isinstance(value, dict):
-        raise FlamingoError(
-            f"{path} holds a {type(value).__name__}, expected {what} that flamingo_lite saved"
+            f"no model directory {directory}; expected one that flamingo_lite or another project saved"
         )
-    return value
+    return directory

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from flamingo_lite.batch import NO_IMAGE
-from flamingo_lite.document import Document
+from flamingo_lite.document import Document, Image
 from flamingo_lite.errors import FlamingoError
 from flamingo_lite.models.language import context_length
 from flamingo_lite.models.model import VisionLanguageModel
@@ -23,6 +23,9 @@ from flamingo_lite.text.tokenizer import Encoded
 
 IMAGES_AT_ONCE = 128
 """How many images are decoded and encoded together: bounds memory, changes no result."""
+
+MediaKey = tuple[str, tuple[int, ...]]
+"""What the media tokens of an image depend on; see `Encoded.media_keys`."""
 
 
 @dataclass(frozen=True)
@@ -65,10 +68,10 @@ def prompt_batches(
     """All prompts, shortest first, at most `batch_size` a batch; their images through one cache."""
     if batch_size < 1:
         raise FlamingoError(f"batch_size is {batch_size}; it must be at least 1")
-    number: dict[str, int] = {}
+    number: dict[MediaKey, int] = {}
     for prompt in encoded:
-        for image in prompt.images:
-            number.setdefault(image.id, len(number))
+        for key in prompt.media_keys:
+            number.setdefault(key, len(number))
     cache = _encode_distinct_images(model, processor, encoded, len(number))
     # A stable sort: which prompts share a batch depends on nothing but their lengths and order.
     order = sorted(range(len(encoded)), key=lambda i: len(encoded[i]))
@@ -80,13 +83,15 @@ def prompt_batches(
 def _encode_distinct_images(
     model: VisionLanguageModel, processor: VisionLanguageProcessor, encoded: Sequence[Encoded], count: int
 ) -> MediaCache:
-    distinct = list({image.id: image for prompt in encoded for image in prompt.images}.values())
-    tokens = []
+    distinct: dict[MediaKey, Image] = {}
+    for prompt in encoded:
+        distinct |= dict(zip(prompt.media_keys, prompt.images, strict=True))
+    keys, tokens = list(distinct), []
     for start in range(0, count, IMAGES_AT_ONCE):
-        pixels = torch.stack(
-            [processor.image_transform(image) for image in distinct[start : start + IMAGES_AT_ONCE]]
-        )
-        tokens.append(model.encode_images(pixels.to(model.device)))
+        chosen = keys[start : start + IMAGES_AT_ONCE]
+        pixels = torch.stack([processor.image_transform(distinct[key]) for key in chosen])
+        text = processor.connector_text([ids for _, ids in chosen]).values()
+        tokens.append(model.encode_images(pixels.to(model.device), *(t.to(model.device) for t in text)))
     if not tokens:
         return model.no_media()
     return MediaCache(media=torch.cat(tokens))
@@ -98,7 +103,7 @@ def _collate(
     rows: list[int],
     prompts: list[Encoded],
     cache: MediaCache,
-    number: dict[str, int],
+    number: dict[MediaKey, int],
 ) -> PromptBatch:
     shape = (len(prompts), max(map(len, prompts)))
     input_ids = torch.full(shape, processor.tokenizer.pad_token_id)
@@ -111,7 +116,7 @@ def _collate(
         attention_mask[row, where] = 1
         local = torch.tensor(prompt.media_index)
         media_index[row, where] = torch.where(local >= 0, local + len(images), NO_IMAGE)
-        images += [number[image.id] for image in prompt.images]
+        images += [number[key] for key in prompt.media_keys]
     device = model.device
     media = cache.select(torch.tensor(images, dtype=torch.int64, device=device))
     return PromptBatch(rows, input_ids.to(device), attention_mask.to(device), media_index.to(device), media)

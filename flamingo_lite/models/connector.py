@@ -12,14 +12,22 @@ from typing import Any, NamedTuple
 
 from flamingo_lite.errors import FlamingoError
 from flamingo_lite.names import check_choice
-from flamingo_lite.nn.projector import LinearConfig, LinearProjector, MLPConfig, MLPProjector
+from flamingo_lite.nn.projector import (
+    Identity,
+    IdentityConfig,
+    LinearConfig,
+    LinearProjector,
+    MLPConfig,
+    MLPProjector,
+)
 from flamingo_lite.nn.qformer import QFormer, QFormerConfig
 from flamingo_lite.nn.resampler import PerceiverResampler, ResamplerConfig
 
-Connector = LinearProjector | MLPProjector | PerceiverResampler | QFormer
-"""A module with `tokens` (n, the media tokens of an image) and `width` (d, theirs)."""
+Connector = Identity | LinearProjector | MLPProjector | PerceiverResampler | QFormer
+"""A module with `tokens` (n, the media tokens of an image), `width` (d, theirs) and `reads_text`: its forward also
+takes ids and mask (m s) of a text for each image."""
 
-OwnConfig = LinearConfig | MLPConfig | ResamplerConfig | QFormerConfig
+OwnConfig = IdentityConfig | LinearConfig | MLPConfig | ResamplerConfig | QFormerConfig
 
 
 class ConnectorKind(NamedTuple):
@@ -40,6 +48,7 @@ def _qformer(patch_width: int, patches: int, language_width: int, config: QForme
 
 
 CONNECTORS: dict[str, ConnectorKind] = {
+    "identity": ConnectorKind(IdentityConfig, Identity),
     "linear": ConnectorKind(LinearConfig, LinearProjector),
     "mlp": ConnectorKind(MLPConfig, MLPProjector),
     "perceiver": ConnectorKind(ResamplerConfig, _perceiver),
@@ -82,7 +91,7 @@ class ConnectorConfig:
             f"connector.{name}={value}" for name, value in self._set().items() if name not in known
         ]:
             raise FlamingoError(
-                f"{', '.join(strange)}: the connector {self.name} has no such field, only {', '.join(known)}; "
+                f"{', '.join(strange)}: the connector {self.name} has no such field, only {', '.join(known) or 'its name'}; "
                 "leave it out or set it to null"
             )
         self.own()
@@ -107,6 +116,6 @@ def build_connector(
     """The connector for `patches` (p) features of `patch_width` an image, weights drawn as its authors do.
 
     Linear, mlp and qformer give media tokens of `language_width` unless `config.width` says otherwise; the
-    perceiver gives them of the patches' width, as OpenFlamingo's does.
+    perceiver gives them of the patches' width, as OpenFlamingo's does, and so does identity.
     """
     return CONNECTORS[config.name].build(patch_width, patches, language_width, config.own())

@@ -14,6 +14,7 @@ from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
+from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import (
@@ -37,8 +38,10 @@ HEAD_POST_PROCESSING = (
 """Config fields of families that do more than one linear map between hidden states and logits."""
 
 
-LOADING_ERRORS = (OSError, ValueError, KeyError, TypeError, RuntimeError, ImportError, SafetensorError)
-"""What transformers raises for a name, a revision, a file or a library that is not there or not right."""
+LOADING_ERRORS = (
+    OSError, ValueError, KeyError, TypeError, RuntimeError, ImportError, SafetensorError, StrictDataclassError,
+)  # fmt: skip
+"""What transformers raises for a name, a revision, a file, a field or a library that is not there or not right."""
 
 
 @dataclass

@@ -34,7 +34,7 @@ from flamingo_lite.models.language import (
     has_plain_head,
 )
 from flamingo_lite.models.packing import packed_masks
-from flamingo_lite.models.parts import keep_weights, restore_buffers, without_the_join
+from flamingo_lite.models.parts import CACHE, keep_weights, restore_buffers, without_the_join
 from flamingo_lite.models.policy import apply_policy
 from flamingo_lite.models.upload import upload
 from flamingo_lite.models.vision import VisionEncoder, VisionTower
@@ -136,8 +136,11 @@ class VisionLanguageModel(PreTrainedModel, GenerationMixin):
         pixel_values: Tensor | None = None,
         media_index: Tensor | None = None,
         media_first: Tensor | None = None,
+        connector_text_ids: Tensor | None = None,
+        connector_text_mask: Tensor | None = None,
         media: MediaCache | None = None,
         past_key_values: Any = None,
+        cache: Any = None,
         use_cache: bool | None = None,
         logits_to_keep: int | Tensor = 0,
         num_items: Tensor | int | None = None,
@@ -154,12 +157,13 @@ class VisionLanguageModel(PreTrainedModel, GenerationMixin):
         if media_index is None:
             media_index = torch.full_like(input_ids, -1)
         if media is None:
-            media = self._images(pixel_values, media_index)
+            media = self._images(pixel_values, media_index, connector_text_ids, connector_text_mask)
         else:
             check_media_index(media_index, len(media), exact=False)
         tokens = media.tokens(self.encode_images)
         seen = Media(media, tokens, media_index, media_first, is_packed=segment_ids is not None)
-        inputs = self._text_inputs(input_ids, attention_mask, position_ids, segment_ids, past_key_values)
+        past = past_key_values if cache is None else cache  # the two names that transformers has for it
+        inputs = self._text_inputs(input_ids, attention_mask, position_ids, segment_ids, past)
         inputs = {
             **kwargs,
             **inputs,
@@ -179,24 +183,40 @@ class VisionLanguageModel(PreTrainedModel, GenerationMixin):
             out.loss = next_token_loss(out.logits, labels, nn.Identity(), num_items)
         return out
 
-    def encode_images(self, pixel_values: Tensor) -> Tensor:
+    def encode_images(self, pixel_values: Tensor, *text: Tensor) -> Tensor:
         """(m c h w) -> media tokens (m n d). Without gradient through a vision encoder that does not
-        train.
+        train. `text`: ids and mask (m s) of what the connector reads beside each image, if it reads any.
         """
         trains = any(p.requires_grad for p in self.vision.parameters())
         with torch.set_grad_enabled(trains and torch.is_grad_enabled()):
             patches = self.vision(pixel_values.to(next(self.vision.parameters()).dtype))
-        return self.connector(patches)
+        return self.connector(patches, *text)
 
-    def _images(self, pixel_values: Tensor | None, media_index: Tensor) -> MediaCache:
+    def _images(
+        self,
+        pixel_values: Tensor | None,
+        media_index: Tensor,
+        text_ids: Tensor | None = None,
+        text_mask: Tensor | None = None,
+    ) -> MediaCache:
         images = 0 if pixel_values is None else len(pixel_values)
         check_media_index(media_index, images, exact=True)
-        return MediaCache(pixel_values=pixel_values) if images else self.no_media()
+        if not images:
+            return self.no_media()
+        if text_ids is None:
+            return MediaCache(pixel_values=pixel_values)
+        if not self.connector.reads_text:
+            raise FlamingoError(
+                "connector_text_ids were given to a connector that reads no text; leave them out, or build a Q-Former "
+                "with connector.text=true"
+            )
+        text = (text_ids, torch.ones_like(text_ids) if text_mask is None else text_mask)
+        return MediaCache(pixel_values=pixel_values, text=text)
 
     def no_media(self) -> MediaCache:
         """The cache of no images; in training one blank image that no position reads, so that every parameter
         still has a gradient."""
-        like = next(self.connector.parameters())
+        like = next(self.vision.parameters())
         if self.training and torch.is_grad_enabled():
             blank = torch.zeros(1, 3, *self.vision.image_size, dtype=like.dtype, device=like.device)
             return MediaCache(pixel_values=blank)
@@ -225,7 +245,7 @@ class VisionLanguageModel(PreTrainedModel, GenerationMixin):
         inputs = {
             "input_ids": input_ids,
             "attention_mask": mask,
-            "past_key_values": past_key_values,
+            CACHE: past_key_values,
         }
         if position_ids is not None and "position_ids" in self.accepted:
             inputs["position_ids"] = position_ids
@@ -254,6 +274,7 @@ class VisionLanguageModel(PreTrainedModel, GenerationMixin):
         if input_ids is None:
             raise FlamingoError("generate needs input_ids: a prompt of at least one token per row")
         pixel_values, media = kwargs.pop("pixel_values", None), kwargs.pop("media", None)
+        text = [kwargs.pop(name, None) for name in ("connector_text_ids", "connector_text_mask")]
         media_index = kwargs.pop("media_index", None)
         if media_index is None:
             media_index = torch.full_like(input_ids, -1)
@@ -264,7 +285,7 @@ class VisionLanguageModel(PreTrainedModel, GenerationMixin):
         if kwargs.get("assistant_model") is not None:
             check_assistant(self, kwargs["assistant_model"], is_encoded=media is not None)
         if media is None:
-            media = self._images(pixel_values, media_index)
+            media = self._images(pixel_values, media_index, *text)
         if self.fusion.sees == "all_previous" and kwargs.get("media_first") is None:
             kwargs["media_first"] = first_images(media_index).contiguous()
         suppressed = set(kwargs.pop("suppress_tokens", None) or ()) | {self.config.image_token_id}
@@ -287,13 +308,15 @@ class VisionLanguageModel(PreTrainedModel, GenerationMixin):
         seen.
         """
         indices = {name: kwargs.pop(name, None) for name in ("media_index", "media_first")}
+        cache = kwargs.pop("cache", None)
+        past = past_key_values if cache is None else cache
         # The same protocol, and ids typed as LongTensor.
         inputs: dict[str, Any] = super().prepare_inputs_for_generation(  # pyrefly: ignore[bad-argument-type]
             input_ids,  # pyrefly: ignore[bad-argument-type]
-            past_key_values=past_key_values,
+            **{CACHE: past},
             **kwargs,
         )
-        seen = 0 if past_key_values is None else int(past_key_values.get_seq_length())
+        seen = 0 if past is None else int(past.get_seq_length())
         length = inputs["input_ids"].shape[1]
         for name, index in indices.items():
             if index is not None:

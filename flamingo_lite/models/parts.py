@@ -5,13 +5,14 @@ elsewhere.
 from __future__ import annotations
 
 import copy
+import inspect
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from torch import nn
-from transformers import PreTrainedModel
+from transformers import GenerationMixin, PreTrainedModel
 
 from flamingo_lite.errors import FlamingoError
 
@@ -19,6 +20,17 @@ BACKBONES = Path(__file__).parent.parent / "backbones"
 
 INITIALISED = "_is_hf_initialized"
 """transformers' own mark on a module whose weights it must not draw."""
+
+CACHE = (
+    "cache"
+    if "cache" in inspect.signature(GenerationMixin.prepare_inputs_for_generation).parameters
+    else "past_key_values"
+)
+"""transformers' name for the keys and values of earlier tokens, another from 5.24 on.
+
+Models are handed it under exactly one name: of the two, the old one would be ignored, and every token decoded as if
+it were the first.
+"""
 
 
 def backbone_directory(name: str, kind: Literal["clip", "language"]) -> Path | None:

@@ -21,6 +21,7 @@ from flamingo_lite.batch import NO_IMAGE
 from flamingo_lite.errors import FlamingoError
 from flamingo_lite.models.cross_fusion import Fused, FusedBlock
 from flamingo_lite.models.packing import attention_windows, packed_masks, refuse_packing
+from flamingo_lite.models.parts import CACHE
 from flamingo_lite.nn.cache import Media
 
 Masks = Tensor | dict[str, Tensor]
@@ -57,7 +58,7 @@ class PrefixFusion:
 
     def __call__(self, inputs: dict[str, Any], media: Media) -> Fused:
         """The inputs with embeddings in place of ids. Raises FlamingoError naming a row whose marks do not fit."""
-        ids, past = inputs["input_ids"], inputs["past_key_values"]
+        ids, past = inputs["input_ids"], inputs[CACHE]
         seen = 0 if past is None else int(past.get_seq_length())
         is_mark, n = ids == self.image_token_id, media.tokens.shape[1]
         check_marks(is_mark, media.index, n, is_continued=seen > 0)

@@ -19,14 +19,18 @@ KeysValues = tuple[Tensor, Tensor]
 class MediaCache:
     """Media tokens (m n d) of m images, and their projected keys and values (m h n e) per fused layer.
 
-    Made from `pixel_values` (m c h w), encoded at the first forward, or from `media` tokens directly. Only
-    for inference: what it remembers carries no gradient.
+    Made from `pixel_values` (m c h w), encoded at the first forward, or from `media` tokens directly. `text`: ids
+    and mask (m s) of what the connector reads beside each image. Only for inference: what it remembers carries
+    no gradient.
     """
 
-    def __init__(self, pixel_values: Tensor | None = None, media: Tensor | None = None) -> None:
+    def __init__(
+        self, pixel_values: Tensor | None = None, media: Tensor | None = None, text: tuple[Tensor, ...] = ()
+    ) -> None:
         if (pixel_values is None) == (media is None):
             raise ValueError("MediaCache needs either pixel_values or media tokens, and not both")
         self._pixel_values = pixel_values
+        self._text = text
         self._media = media
         self._projected: dict[int, KeysValues] = {}
 
@@ -34,10 +38,10 @@ class MediaCache:
         # Exactly one of the two is there (see __init__).
         return len(self._media if self._media is not None else cast(Tensor, self._pixel_values))
 
-    def tokens(self, encode: Callable[[Tensor], Tensor]) -> Tensor:
-        """The media tokens (m n d); `encode` turns the pixels into them at the first call."""
+    def tokens(self, encode: Callable[..., Tensor]) -> Tensor:
+        """The media tokens (m n d); `encode` turns the pixels, and the text if any, into them at the first call."""
         if self._media is None:
-            self._media = encode(cast(Tensor, self._pixel_values))
+            self._media = encode(cast(Tensor, self._pixel_values), *self._text)
             self._pixel_values = None
         return self._media
 
@@ -70,7 +74,7 @@ class _Selection(MediaCache):
     def __len__(self) -> int:
         return len(self._index)
 
-    def tokens(self, encode: Callable[[Tensor], Tensor]) -> Tensor:
+    def tokens(self, encode: Callable[..., Tensor]) -> Tensor:
         if self._chosen is None:
             self._chosen = self._parent.tokens(encode).index_select(0, self._index)
         return self._chosen

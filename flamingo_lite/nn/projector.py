@@ -1,4 +1,4 @@
-"""Linear and MLP connectors: every patch becomes one media token, projected on its own.
+"""Linear and MLP connectors, and none at all: every patch becomes one media token, projected on its own or as it is.
 
 Equal to LLaVA's `mm_projector_type` "linear" and "mlp2x_gelu" (`LlavaMultiModalProjector` in transformers).
 Shape letters: m images, p patches, d width.
@@ -44,8 +44,30 @@ class MLPConfig(LinearConfig):
         check_activation("connector.activation", self.activation)
 
 
+@dataclass
+class IdentityConfig:
+    """Nothing to choose."""
+
+
+class Identity(nn.Module):
+    """Patch features (m p d) as media tokens, for cross-attention that projects them itself (IDEFICS without its
+    resampler)."""
+
+    reads_text = False
+
+    def __init__(self, patch_width: int, patches: int, language_width: int, config: IdentityConfig) -> None:
+        super().__init__()
+        self.tokens = patches
+        self.width = patch_width
+
+    def forward(self, patches: Tensor) -> Tensor:
+        return patches
+
+
 class LinearProjector(nn.Module):
     """Patch features (m p d_patch) -> media tokens (m p d)."""
+
+    reads_text = False
 
     def __init__(self, patch_width: int, patches: int, language_width: int, config: LinearConfig) -> None:
         super().__init__()
@@ -59,6 +81,8 @@ class LinearProjector(nn.Module):
 
 class MLPProjector(nn.Module):
     """Patch features (m p d_patch) -> media tokens (m p d)."""
+
+    reads_text = False
 
     def __init__(self, patch_width: int, patches: int, language_width: int, config: MLPConfig) -> None:
         super().__init__()

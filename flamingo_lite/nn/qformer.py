@@ -74,6 +74,7 @@ class QFormer(nn.Module):
         super().__init__()
         self.config = config
         self.tokens = config.latents
+        self.reads_text = config.text
         self.width = config.width or language_width
         inner = config.hidden_width
         self.latents = nn.Parameter(torch.empty(config.latents, inner))

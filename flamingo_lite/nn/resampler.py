@@ -82,6 +82,8 @@ class ResamplerLayer(nn.Module):
 class PerceiverResampler(nn.Module):
     """Patch features (m p d_patch) -> media tokens (m n d)."""
 
+    reads_text = False
+
     def __init__(self, patch_width: int, config: ResamplerConfig) -> None:
         super().__init__()
         self.config = config

@@ -25,36 +25,58 @@ class Piece:
 @dataclass(frozen=True)
 class Template:
     """Interleaved text: the begin token if the tokenizer has one; each image as `image_tokens` marks; each
-    text as it is, then `<|endofchunk|>` if it ends its chunk; the end token if the document is complete.
+    text as it is, then the end-of-chunk token if it ends its chunk; the end token if the document is complete.
     Roles are not written.
 
-    `image_tokens`: 1 under cross-attention fusion, the connector's n under prefix fusion.
+    `begin_after_images`: images that open the document come before the begin token, as in BLIP-2.
+    `image_tokens`: 1 under cross-attention fusion, the connector's n under prefix fusion. `end_of_chunk`: None
+    writes nothing there. `around_images`: a token before, between and behind images in a row, as in IDEFICS.
     """
 
     begin: bool = True
     end: bool = True
     image_tokens: int = 1
+    end_of_chunk: str | None = END_OF_CHUNK
+    around_images: str | None = None
+    begin_after_images: bool = False
 
     def __post_init__(self) -> None:
         if self.image_tokens < 1:
             raise FlamingoError(f"template: image_tokens is {self.image_tokens}; expected 1 or more")
+
+    @property
+    def special_tokens(self) -> tuple[str, ...]:
+        """What a tokenizer must have, in the order in which it gets what it lacks."""
+        return tuple(t for t in (self.end_of_chunk, IMAGE_TOKEN, self.around_images) if t is not None)
 
     def write(self, document: Document, bos: str | None, eos: str | None, complete: bool) -> Iterator[Piece]:
         """The pieces of the document in order. `bos`, `eos`: the tokenizer's own tokens, None if it has none.
 
         The end token is trained on unless the document ends in a text that is not.
         """
-        if self.begin and bos is not None:
-            yield Piece("token", bos)
-        trained = True
+        begins = self.begin and bos is not None
+        if begins and not self.begin_after_images:
+            yield Piece("token", str(bos))
+            begins = False
+        trained, follows_image = True, False
         for segment in document:
+            if begins and not isinstance(segment, Image):
+                yield Piece("token", str(bos))
+                begins = False
             if isinstance(segment, Image):
                 trained = True
+                if self.around_images is not None and not follows_image:
+                    yield Piece("token", self.around_images)
                 yield Piece("image", IMAGE_TOKEN, count=self.image_tokens)
+                if self.around_images is not None:
+                    yield Piece("token", self.around_images)
+                follows_image = True
                 continue
-            trained = segment.loss
+            trained, follows_image = segment.loss, False
             yield Piece("text", segment.text, trained)
-            if segment.ends_chunk:
-                yield Piece("token", END_OF_CHUNK, trained)
+            if segment.ends_chunk and self.end_of_chunk is not None:
+                yield Piece("token", self.end_of_chunk, trained)
+        if begins:
+            yield Piece("token", str(bos))
         if complete and self.end and eos is not None:
             yield Piece("token", eos, trained)

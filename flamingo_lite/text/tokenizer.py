@@ -1,5 +1,6 @@
 """A document to token ids, labels and the local media index, under any Hugging Face tokenizer."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from transformers import AddedToken, PreTrainedTokenizerBase
@@ -17,7 +18,8 @@ class Encoded:
     """One document as numbers: three lists of one length t, and its images in order.
 
     `labels` are not shifted; `media_index` counts the document's own images from 0, -1 before the first.
-    `name` is what error messages call the document.
+    `name` is what error messages call the document. `connector_text`: what the connector reads beside each of its
+    images, in ids of the connector's own tokenizer.
     """
 
     input_ids: list[int]
@@ -25,18 +27,26 @@ class Encoded:
     media_index: list[int]
     images: tuple[Image, ...]
     name: str = "document"
+    connector_text: tuple[int, ...] = ()
+
+    @property
+    def media_keys(self) -> list[tuple[str, tuple[int, ...]]]:
+        """For each image, what its media tokens depend on: equal keys, equal tokens."""
+        return [(image.id, self.connector_text) for image in self.images]
 
     def __len__(self) -> int:
         return len(self.input_ids)
 
 
-def add_tokens(tokenizer: PreTrainedTokenizerBase) -> list[str]:
-    """Adds `<|endofchunk|>`, `<image>` and a padding token, each only if missing; returns what was added.
+def add_tokens(
+    tokenizer: PreTrainedTokenizerBase, tokens: Sequence[str] = (END_OF_CHUNK, IMAGE_TOKEN)
+) -> list[str]:
+    """Adds `tokens` and a padding token, each only if missing; returns what was added.
 
     Ids that exist keep their meaning. Calling it again adds nothing.
     """
     known = tokenizer.get_vocab()
-    added = [token for token in (END_OF_CHUNK, IMAGE_TOKEN) if token not in known]
+    added = [token for token in tokens if token not in known]
     if added:
         # normalized=False: the mark is matched in the raw text, whatever the tokenizer's normalizer does.
         tokenizer.add_tokens(

@@ -104,7 +104,8 @@ def test_other_ways_of_decoding_give_the_greedy_text(
 ) -> None:
     # Both images stand twice, so that prompt lookup finds <image> among its candidates.
     prompt = prefix_processor([make([0, 1, "ab", 0, 1, "ab"], image_of)])
-    greedy = {"max_new_tokens": 6, "do_sample": False, "eos_token_id": None}
+    # An end token that is not written: transformers 5.10 looks prompts up only where there is one.
+    greedy = {"max_new_tokens": 6, "do_sample": False, "eos_token_id": 0}
     assert torch.equal(either.generate(**prompt, **greedy, **options), either.generate(**prompt, **greedy))
 
 

@@ -119,7 +119,6 @@ PACKED_ALONE: dict[str, Family] = {
     "CodeGen": Family("codegen", {**GPT2, "n_head": 4, "rotary_dim": 4}),
     "Cohere2": Family("cohere2", {**LLAMA_LIKE, **HALF_SLIDING, "logit_scale": 1.0}),
     "DeepSeek-V2": Family("deepseek_v2", LATENT),
-    "DeepSeek-V3": Family("deepseek_v3", LATENT),
     "ERNIE 4.5": Family("ernie4_5", LLAMA_LIKE),
     "EXAONE 4": Family("exaone4", {**LLAMA_LIKE, **HALF_SLIDING}),
     "FlexOlmo": Family("flex_olmo", {**LLAMA_LIKE, **EXPERTS}),

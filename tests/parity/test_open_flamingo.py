@@ -2,11 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
-from pathlib import Path
-from types import ModuleType
-
-import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -15,6 +10,7 @@ from torch import Tensor, nn
 from flamingo_lite.nn.gated import GatedConfig, GatedCrossAttention
 from flamingo_lite.nn.masks import media_layout, previous_layout
 from flamingo_lite.nn.resampler import PerceiverResampler, ResamplerConfig
+from tests.parity.open_flamingo_reference import source
 
 TOLERANCE = 1e-5
 
@@ -32,19 +28,6 @@ GATED_KEYS = {
     "feed_forward.up.": "ff.1.",
     "feed_forward.down.": "ff.3.",
 }
-
-
-def open_flamingo_helpers() -> ModuleType:
-    """`open_flamingo/src/helpers.py` alone: the package itself imports what need not be installed here."""
-    package = importlib.util.find_spec("open_flamingo")
-    if package is None or package.origin is None or importlib.util.find_spec("einops_exts") is None:
-        pytest.skip("open-flamingo 2.0.1 and einops-exts are not installed")
-    path = Path(package.origin).parent / "src" / "helpers.py"
-    spec = importlib.util.spec_from_file_location("open_flamingo_helpers", path)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 def their_name(name: str, keys: dict[str, str]) -> str:
@@ -95,7 +78,7 @@ def test_resampler_equals_open_flamingo(
     seed: int, images: int, patches: int, latents: int, depth: int, heads: int
 ) -> None:
     torch.manual_seed(seed)
-    helpers = open_flamingo_helpers()
+    helpers = source("helpers")
     theirs = helpers.PerceiverResampler(
         dim=12, depth=depth, dim_head=4, heads=heads, num_latents=latents, ff_mult=2
     )
@@ -129,7 +112,7 @@ def test_gated_block_equals_open_flamingo(seed: int, marks: Tensor, sees: str) -
         count = marks.sum(1)
     if count.max() == 0:
         return
-    helpers = open_flamingo_helpers()
+    helpers = source("helpers")
     theirs = helpers.GatedCrossAttentionBlock(
         dim=10, dim_visual=6, dim_head=4, heads=2, ff_mult=2, only_attend_immediate_media=sees == "immediate"
     )

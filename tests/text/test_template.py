@@ -37,8 +37,29 @@ def test_the_end_is_trained_on_after_an_image() -> None:
     assert written(Document([Text("a", loss=False), PICTURE])) == "<s>a<image>[</s>]"
 
 
+def test_without_an_end_of_chunk_nothing_is_written_there() -> None:
+    assert (
+        written(Document([Text("a", ends_chunk=True), "b"]), Template(end_of_chunk=None)) == "<s>[a][b][</s>]"
+    )
+
+
+def test_images_in_a_row_share_the_tokens_around_them() -> None:
+    document = Document([PICTURE, PICTURE, "a", PICTURE])
+    assert written(document, Template(around_images="|")) == "<s>|<image>|<image>|[a]|<image>|[</s>]"
+
+
 def test_an_image_is_as_many_marks_as_the_template_says() -> None:
     assert written(Document([PICTURE, "a"]), Template(image_tokens=3)) == "<s>" + "<image>" * 3 + "[a][</s>]"
+
+
+def test_only_images_that_open_the_document_come_before_the_begin_token() -> None:
+    template = Template(begin_after_images=True, image_tokens=2)
+    assert (
+        written(Document([PICTURE, PICTURE, "a", PICTURE]), template)
+        == "<image>" * 4 + "<s>[a]" + "<image>" * 2 + "[</s>]"
+    )
+    assert written(Document([PICTURE]), template) == "<image><image><s>[</s>]"
+    assert written(Document(["a"]), template) == "<s>[a][</s>]"
 
 
 def test_begin_and_end_can_be_left_out() -> None:
