@@ -210,22 +210,25 @@ def device_memory(strategy: str, state: State, trial: Trial, ranks: int) -> Memo
 def largest_rows(peak: Callable[[int], int], room: int, nothing: int, start: int) -> int:
     """The largest number of rows whose `peak` (non-decreasing, close to affine) is at most `room`; 0 for none.
 
-    `nothing`: the peak of no row; `start`: tried first. The answer was tried; that one more would be too many is
-    read off the line through what was tried nearest to it.
+    `nothing`: the peak of no row, which has room; `start`: tried first. The answer and one row more were tried.
     """
-    tried, rows = {0: nothing}, min(start, MOST_ROWS)
-    while rows not in tried:
+    tried = {0: nothing}
+    fits, exceeds, rows = 0, MOST_ROWS + 1, min(start, MOST_ROWS)
+    while exceeds - fits > 1:
         tried[rows] = peak(rows)
-        fits = max(n for n, size in tried.items() if size <= room)
-        exceeds = min((n for n, size in tried.items() if size > room), default=MOST_ROWS + 1)
-        rows = min(max(_crossing(tried, room), fits), exceeds - 1)
-    return rows
+        if tried[rows] <= room:
+            fits = rows
+        else:
+            exceeds = rows
+        # The line between the two, or on through the last two that fit; halving keeps bent ones from creeping.
+        ends = (fits, exceeds) if exceeds in tried else sorted(tried)[-2:]
+        aim = _crossing(*ends, tried, room) if len(tried) % 8 else (fits + exceeds) // 2
+        rows = min(max(aim, fits + 1), exceeds - 1)
+    return fits
 
 
-def _crossing(tried: dict[int, int], room: int) -> int:
-    """Where the line through the two tried points nearest to `room` meets it."""
-    (a, low), (b, high) = sorted(sorted(tried.items(), key=lambda item: abs(item[1] - room))[:2])
-    return a + (room - low) * (b - a) // max(high - low, 1)
+def _crossing(low: int, high: int, tried: dict[int, int], room: int) -> int:
+    return low + (room - tried[low]) * (high - low) // max(tried[high] - tried[low], 1)
 
 
 def _bytes(module: nn.Module) -> int:
