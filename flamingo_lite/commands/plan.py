@@ -31,7 +31,9 @@ COLUMNS = {"single": "one device", "ddp": "DDP x {ranks}", "fsdp": "FSDP x {rank
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_config_arguments(parser)
-    parser.add_argument("--json", action="store_true", help="print the numbers as JSON, bytes and operations whole")
+    parser.add_argument(
+        "--json", action="store_true", help="print the numbers as JSON, bytes and operations whole"
+    )
 
 
 def run(arguments: argparse.Namespace) -> None:
@@ -108,7 +110,8 @@ def memory_table(plan: "Plan") -> "Table":
         table.add_row(label, *(_gb(getattr(memory, field)) for memory in plan.memory.values()))
     table.add_section()
     peaks = [
-        f"[{'red' if memory.peak > room * 1e9 else 'green'}]{_gb(memory.peak)}[/]" for memory in plan.memory.values()
+        f"[{'red' if memory.peak > room * 1e9 else 'green'}]{_gb(memory.peak)}[/]"
+        for memory in plan.memory.values()
     ]
     table.add_row("peak", *peaks, style="bold")
     table.add_row(f"largest batch in {room:g} GB", *(f"{plan.largest_batch[name]:,}" for name in plan.memory))

@@ -62,7 +62,9 @@ def written_config(fields: Mapping[str, Any], where: str) -> PretrainedConfig:
     values = dict(fields)
     kind = values.pop("model_type", None)
     if kind is None:
-        raise FlamingoError(f"{where} has no model_type; expected the fields of a transformers config with it")
+        raise FlamingoError(
+            f"{where} has no model_type; expected the fields of a transformers config with it"
+        )
     check_choice(f"model_type in {where}", str(kind), CONFIG_MAPPING)
     known = CONFIG_MAPPING[kind]
     names = {*inspect.signature(known).parameters, *known.attribute_map} - {"kwargs"}
@@ -72,7 +74,9 @@ def written_config(fields: Mapping[str, Any], where: str) -> PretrainedConfig:
         return AutoConfig.for_model(kind, **values)
     except (TypeError, ValueError, KeyError, AttributeError) as error:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise FlamingoError(f"{where} cannot be read: {reason}; expected the fields of {known.__name__}") from error
+        raise FlamingoError(
+            f"{where} cannot be read: {reason}; expected the fields of {known.__name__}"
+        ) from error
 
 
 def keep_weights(module: nn.Module) -> None:

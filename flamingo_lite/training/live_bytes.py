@@ -10,7 +10,6 @@ import weakref
 from collections.abc import Iterable, Mapping
 from typing import Any, Self
 
-import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
@@ -38,10 +37,10 @@ class LiveBytes(TorchDispatchMode):
         self.add(tensor for tensor in tree_leaves(result) if isinstance(tensor, Tensor))
         return result
 
-    def __exit__(self, *error: Any) -> None:
+    def __exit__(self, exc_type: Any, exc_val: Any, exc_tb: Any) -> None:
         for finalizer in self._finalizers.values():
             finalizer.detach()
-        super().__exit__(*error)
+        super().__exit__(exc_type, exc_val, exc_tb)
 
     def add(self, tensors: Iterable[Tensor]) -> Self:
         """Count these too, if they are not counted yet."""

@@ -221,8 +221,8 @@ def largest_rows(peak: Callable[[int], int], room: int, nothing: int, start: int
         else:
             exceeds = rows
         # The line between the two, or on through the last two that fit; halving keeps bent ones from creeping.
-        ends = (fits, exceeds) if exceeds in tried else sorted(tried)[-2:]
-        aim = _crossing(*ends, tried, room) if len(tried) % 8 else (fits + exceeds) // 2
+        low, high = (fits, exceeds) if exceeds in tried else sorted(tried)[-2:]
+        aim = _crossing(low, high, tried, room) if len(tried) % 8 else (fits + exceeds) // 2
         # Few rows may hide behind the optimizer's own peak, and say nothing of the slope.
         rows = min(max(aim, fits + 1), exceeds - 1, 8 * max(fits, 1))
     return fits

@@ -122,7 +122,7 @@ def part_of(name: str) -> str:
 
 
 def _part_modules(model: VisionLanguageModel) -> dict[nn.Module, str]:
-    blocks = {block: BLOCKS for block in model.blocks.values()}
+    blocks = dict.fromkeys(model.blocks.values(), BLOCKS)
     return {model.vision: VISION, model.connector: CONNECTOR, **blocks}
 
 

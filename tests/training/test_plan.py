@@ -82,7 +82,11 @@ def test_llava_has_the_parameters_of_transformers_class(
 
 def test_blip2_has_the_parameters_of_transformers_class() -> None:
     text = OPTConfig(
-        hidden_size=2560, ffn_dim=10240, num_hidden_layers=32, num_attention_heads=32, word_embed_proj_dim=2560
+        hidden_size=2560,
+        ffn_dim=10240,
+        num_hidden_layers=32,
+        num_attention_heads=32,
+        word_embed_proj_dim=2560,
     )
     with torch.device("meta"):
         reference = Blip2ForConditionalGeneration(Blip2Config(text_config=text.to_dict()))
@@ -107,7 +111,9 @@ def test_openflamingos_language_model_has_the_parameters_of_transformers_class(
 @pytest.mark.parametrize(("name", "width", "blocks"), [
     ("openflamingo_3b", 2048, 24), ("openflamingo_4b", 2560, 16), ("openflamingo_9b", 4096, 8),
 ])  # fmt: skip
-def test_openflamingos_join_has_the_parameters_that_its_code_gives(name: str, width: int, blocks: int) -> None:
+def test_openflamingos_join_has_the_parameters_that_its_code_gives(
+    name: str, width: int, blocks: int
+) -> None:
     # open_flamingo/src/helpers.py: attention of 8 heads of 64 from 1024 wide media, feed-forward of four times the width.
     block = 2 * width + width * 512 + 1024 * 1024 + 512 * width + 2 * width + 8 * width**2 + 2
     layer = 4 * 1024 + 1024 * 512 + 1024 * 1024 + 512 * 1024 + 2 * 1024 + 8 * 1024**2
@@ -122,9 +128,7 @@ def test_only_the_join_trains_by_default() -> None:
     assert trains == {"connector", "cross-attention", "new rows"}
 
 
-STATE = State(
-    weights=1000, gradients=200, optimizer=400, scratch=200, unit=120, unit_gradients=30, root=100
-)
+STATE = State(weights=1000, gradients=200, optimizer=400, scratch=200, unit=120, unit_gradients=30, root=100)
 
 
 def test_one_device_holds_everything_once() -> None:
@@ -163,7 +167,9 @@ def test_the_largest_batch_fits(base: int, lines: list[tuple[int, int]], spare: 
 
 @settings(deadline=None)
 @given(st.integers(0, 50), st.integers(1, 40), st.integers(0, 2000), st.integers(1, 60))
-def test_one_row_more_than_the_largest_batch_does_not_fit(base: int, slope: int, spare: int, start: int) -> None:
+def test_one_row_more_than_the_largest_batch_does_not_fit(
+    base: int, slope: int, spare: int, start: int
+) -> None:
     rows = largest_rows(lambda n: base + slope * n, base + spare, nothing=base, start=start)
     assert base + slope * rows <= base + spare < base + slope * (rows + 1)
 

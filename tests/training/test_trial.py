@@ -42,7 +42,9 @@ SYSTEMS: list[dict[str, Any]] = [
 
 
 def tiny(language: dict[str, Any], **parts: Any) -> ModelConfig:
-    return model_config_from({"vision": {"config": CLIP, "pretrained": False}, "language": {"config": language}, **parts})
+    return model_config_from(
+        {"vision": {"config": CLIP, "pretrained": False}, "language": {"config": language}, **parts}
+    )
 
 
 def drawn(seed: int) -> tuple[ModelConfig, StepShape, int, bool]:
@@ -82,7 +84,10 @@ def measured_peak(model: VisionLanguageModel, shape: StepShape, rows: int) -> in
 
     step()
     state = [tensor for moments in optimizer.state.values() for tensor in moments.values()]
-    held = {t.untyped_storage()._cdata: t.nbytes for t in (*model.parameters(), *model.buffers(), *state, *inputs.values())}
+    held = {
+        t.untyped_storage()._cdata: t.nbytes
+        for t in (*model.parameters(), *model.buffers(), *state, *inputs.values())
+    }
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as record:
         step()
     events = [e for e in record.profiler.kineto_results.events() if e.name() == "[memory]"]
@@ -116,7 +121,9 @@ def test_frozen_parts_have_the_arithmetic_of_the_forward_pass_alone() -> None:
     images, tokens, d, inner = 4, 17, 48, 96
     block = 2 * tokens * (4 * d * d + 2 * d * inner) + 2 * 2 * tokens * tokens * d
     expected = images * (2 * 16 * 3 * 64 * d + 2 * block)
-    assert run_trial(meta_model(config), StepShape(length=96, images=2), 2).flops["vision encoder"] == expected
+    assert (
+        run_trial(meta_model(config), StepShape(length=96, images=2), 2).flops["vision encoder"] == expected
+    )
 
 
 def test_what_trains_has_three_times_the_arithmetic_of_its_forward_pass() -> None:
