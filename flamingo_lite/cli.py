@@ -12,7 +12,7 @@ from types import ModuleType
 from typing import NoReturn
 
 import flamingo_lite
-from flamingo_lite.commands import data_make, evaluate, export, quickstart, report, train
+from flamingo_lite.commands import data_make, evaluate, export, plan, quickstart, report, train
 from flamingo_lite.errors import FlamingoError
 from flamingo_lite.names import unknown
 
@@ -23,6 +23,7 @@ COMMANDS: dict[str, ModuleType] = {
     "eval": evaluate,
     "report": report,
     "export": export,
+    "plan": plan,
 }
 
 # Read when the libraries are imported: no bars for files of a few MB, no warning about forked tokenizers.

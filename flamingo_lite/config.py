@@ -22,6 +22,7 @@ from omegaconf.errors import OmegaConfBaseException
 from flamingo_lite.errors import FlamingoError
 from flamingo_lite.evaluation.grid import EvaluationConfig
 from flamingo_lite.names import check_choice, nearest, unknown
+from flamingo_lite.training.plan import PlanConfig
 from flamingo_lite.training.settings import TrainingConfig
 
 SCHEMA = "schema"
@@ -29,9 +30,10 @@ SCHEMA = "schema"
 
 @dataclass
 class Config(TrainingConfig):
-    """What training reads, and the evaluation. `checkpoint`: the model to evaluate."""
+    """What training reads, the evaluation and the plan. `checkpoint`: the model to evaluate."""
 
     eval: EvaluationConfig = field(default_factory=EvaluationConfig)
+    plan: PlanConfig = field(default_factory=PlanConfig)
     checkpoint: str = ""
 
 

@@ -5,6 +5,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 from flamingo_lite import config as configuration
 from flamingo_lite.config import Config, compose, load_config, preset_groups, sweep
@@ -25,7 +26,9 @@ def test_every_model_preset_builds(preset: str) -> None:
     if not (BACKBONES / "language").is_dir():
         pytest.fail("the packaged backbones are missing")
     config = load_config([f"model={preset}"]).model
-    assert build(config).fusion == config.fusion
+    # What is written out in full is a published system, too large to be given numbers.
+    with torch.device("meta" if config.language.config else "cpu"):
+        assert build(config).fusion == config.fusion
 
 
 def test_an_override_changes_its_setting_alone() -> None:

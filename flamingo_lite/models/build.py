@@ -5,12 +5,12 @@ policy.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields, is_dataclass
+from dataclasses import asdict, dataclass, field, fields, is_dataclass, replace
 from typing import Any, TypeVar, cast
 
 import torch
 from omegaconf import DictConfig, OmegaConf
-from transformers import PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from flamingo_lite.document import IMAGE_TOKEN
 from flamingo_lite.errors import FlamingoError
@@ -19,6 +19,7 @@ from flamingo_lite.models.connector import ConnectorConfig, build_connector
 from flamingo_lite.models.fusion import FusionConfig
 from flamingo_lite.models.language import LanguageConfig, load_language, load_tokenizer
 from flamingo_lite.models.model import VisionLanguageModel
+from flamingo_lite.models.parts import on_meta_device
 from flamingo_lite.models.vision import (
     VisionConfig,
     VisionEncoder,
@@ -30,7 +31,7 @@ from flamingo_lite.models.vision import (
 from flamingo_lite.names import check_choice
 from flamingo_lite.processing import ImageTransform, VisionLanguageProcessor
 from flamingo_lite.text.template import Template
-from flamingo_lite.text.tokenizer import add_tokens
+from flamingo_lite.text.tokenizer import MOST_ADDED, add_tokens
 
 Config = TypeVar("Config")
 
@@ -49,12 +50,19 @@ class ModelConfig:
 def build(model_config: ModelConfig | Mapping[str, Any] | DictConfig | None = None) -> VisionLanguageModel:
     """The model with its parts' weights, the join drawn at random (torch's generator).
 
+    On the meta device (`with torch.device("meta")`) it has shapes alone: no weights are read, nothing is downloaded.
     Raises FlamingoError in one line for an unknown field or name, or a part that cannot be loaded.
     """
     config = model_config_from(model_config)
+    if on_meta_device():
+        config = replace(
+            config,
+            vision=replace(config.vision, pretrained=False),
+            language=replace(config.language, pretrained=False),
+        )
     tower, vision = load_vision(config.vision)
     language = load_language(config.language)
-    first, tokens, image_token_id = new_tokens(load_tokenizer(config.language))
+    first, tokens, image_token_id = _new_tokens(config.language, language)
     outer = VisionLanguageConfig(
         text_config=language.config,
         vision_tower=tower_to_dict(tower),
@@ -93,6 +101,14 @@ def media_tokens(config: ModelConfig, tower: VisionTower) -> int:
         encoder = VisionEncoder(tower)
         # The width of the tokens changes nothing about their number.
         return build_connector(encoder.width, encoder.patches, encoder.width, config.connector).tokens
+
+
+def _new_tokens(config: LanguageConfig, language: PreTrainedModel) -> tuple[int, int, int]:
+    if config.config and not config.pretrained and on_meta_device():
+        # An architecture that is written out has no tokenizer beside it: as many rows as may ever be needed.
+        first = language.config.get_text_config().vocab_size
+        return first, MOST_ADDED, first
+    return new_tokens(load_tokenizer(config))
 
 
 def new_tokens(tokenizer: PreTrainedTokenizerBase) -> tuple[int, int, int]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import functools
 import inspect
 import pickle
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast
 
@@ -30,7 +30,7 @@ from transformers import (
 )
 
 from flamingo_lite.errors import FlamingoError
-from flamingo_lite.models.parts import backbone_directory
+from flamingo_lite.models.parts import backbone_directory, on_meta_device, written_config
 
 HEAD_POST_PROCESSING = (
     "final_logit_softcapping", "logit_scale", "logits_scaling", "lm_head_multiplier", "logits_soft_cap",
@@ -48,6 +48,9 @@ LOADING_ERRORS = (
 class LanguageConfig:
     """Which language model. `name`: "tiny", a directory, or a hub name; `pretrained` False leaves weights
     random.
+
+    `config`: the architecture written out, as the fields of transformers' config with its `model_type`; it is
+    taken instead of the source's config.json, so that random weights and plans need no file.
     """
 
     name: str = "tiny"
@@ -55,6 +58,7 @@ class LanguageConfig:
     pretrained: bool = True
     dtype: str = "float32"
     attention: str | None = None
+    config: dict[str, Any] = field(default_factory=dict)
 
 
 def load_language(config: LanguageConfig) -> PreTrainedModel:
@@ -63,19 +67,24 @@ def load_language(config: LanguageConfig) -> PreTrainedModel:
     Raises FlamingoError in one line when it cannot load, when it is no decoder-only language model (an
     encoder, an encoder-decoder, a vision-language model), and when its weights are not all there.
     """
-    source = backbone_directory(config.name, "language") or config.name
+    written = written_config(config.config, "model.language.config") if config.config else None
+    # Random weights of a written architecture come from nowhere: its name is not looked up.
+    needs_source = config.pretrained or written is None
+    source = (backbone_directory(config.name, "language") if needs_source else None) or config.name
     dtype = getattr(torch, config.dtype, None)
     if not isinstance(dtype, torch.dtype):
         raise FlamingoError(f"language.dtype is {config.dtype!r}; expected float32, bfloat16 or float16")
     options = {} if config.attention is None else {"attn_implementation": config.attention}
-    if isinstance(source, Path) and not (source / "config.json").is_file():
+    if written is None and isinstance(source, Path) and not (source / "config.json").is_file():
         found = ", ".join(sorted(file.name for file in source.iterdir())[:6]) or "nothing"
         raise FlamingoError(
             f"cannot load the language model {config.name!r}: the directory holds no config.json (found: {found}); "
             "expected one that a causal language model was saved to"
         )
     try:
-        known = AutoConfig.from_pretrained(source, revision=config.revision, trust_remote_code=False)
+        known = written or AutoConfig.from_pretrained(
+            source, revision=config.revision, trust_remote_code=False, local_files_only=on_meta_device()
+        )
         refuse_other_models(known, config.name)
         if not config.pretrained:
             return AutoModelForCausalLM.from_config(known, dtype=dtype, **options)
@@ -131,7 +140,9 @@ def load_tokenizer(config: LanguageConfig) -> PreTrainedTokenizerBase:
     """The language model's tokenizer, as it comes."""
     source = backbone_directory(config.name, "language") or config.name
     try:
-        found = AutoTokenizer.from_pretrained(source, revision=config.revision, trust_remote_code=False)
+        found = AutoTokenizer.from_pretrained(
+            source, revision=config.revision, trust_remote_code=False, local_files_only=on_meta_device()
+        )
         return cast(PreTrainedTokenizerBase, found)  # typed as if it might be None
     except LOADING_ERRORS as error:
         raise FlamingoError(_cannot_load("tokenizer", config, error)) from error

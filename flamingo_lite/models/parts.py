@@ -6,15 +6,16 @@ from __future__ import annotations
 
 import copy
 import inspect
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from torch import nn
-from transformers import GenerationMixin, PreTrainedModel
+from transformers import CONFIG_MAPPING, AutoConfig, GenerationMixin, PretrainedConfig, PreTrainedModel
 
 from flamingo_lite.errors import FlamingoError
+from flamingo_lite.names import check_choice
 
 BACKBONES = Path(__file__).parent.parent / "backbones"
 
@@ -46,6 +47,37 @@ def backbone_directory(name: str, kind: Literal["clip", "language"]) -> Path | N
             f"no directory {directory} for the {kind} backbone {name!r}; check the path or reinstall"
         )
     return None
+
+
+def on_meta_device() -> bool:
+    """Is everything made on the meta device now (`with torch.device("meta")`), where nothing has a value?"""
+    return torch.get_default_device().type == "meta"
+
+
+def written_config(fields: Mapping[str, Any], where: str) -> PretrainedConfig:
+    """The config of a transformers model from its fields, `model_type` among them, as a preset writes them out.
+
+    Raises FlamingoError naming `where` for a model type or a field that transformers does not know: its configs
+    would keep a misspelt field without a word.
+    """
+    values = dict(fields)
+    kind = values.pop("model_type", None)
+    if kind is None:
+        raise FlamingoError(
+            f"{where} has no model_type; expected the fields of a transformers config with it"
+        )
+    check_choice(f"model_type in {where}", str(kind), CONFIG_MAPPING)
+    known = CONFIG_MAPPING[kind]
+    names = {*inspect.signature(known).parameters, *known.attribute_map} - {"kwargs"}
+    for name in values:
+        check_choice(f"field of {where}", str(name), names)
+    try:
+        return AutoConfig.for_model(kind, **values)
+    except (TypeError, ValueError, KeyError, AttributeError) as error:
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise FlamingoError(
+            f"{where} cannot be read: {reason}; expected the fields of {known.__name__}"
+        ) from error
 
 
 def keep_weights(module: nn.Module) -> None:

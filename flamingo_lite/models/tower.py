@@ -29,6 +29,8 @@ class VisionConfig:
     `class_token`: the class token is kept, as first of the features. `final_norm`: the encoder's own last norm is
     applied to what is read, whatever the layer. The literature's choices: OpenFlamingo -1, False, False; IDEFICS -1,
     True, False; LLaVA -2, False, False; BLIP-2 -1, True, True.
+    `config`: the architecture written out, so that random weights and plans need no file: the fields of transformers'
+    config with its `model_type`, or open_clip's `embed_dim`, `vision_cfg` and `quick_gelu`.
     """
 
     name: str = "tiny"
@@ -37,6 +39,7 @@ class VisionConfig:
     layer: int = -1
     class_token: bool = False
     final_norm: bool = False
+    config: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if self.layer >= 0:

@@ -54,6 +54,8 @@ class VisionEncoder(nn.Module):
 
 def vision_tower(config: VisionConfig) -> VisionTower:
     """How the encoder is built and its images prepared, without loading its weights where that can be avoided."""
+    if is_written(config):
+        return written_tower(config)
     source = _transformers_source(config)
     if source is not None:
         return vision_transformers.describe(config, source)
@@ -65,6 +67,9 @@ def vision_tower(config: VisionConfig) -> VisionTower:
 
 def load_vision(config: VisionConfig) -> tuple[VisionTower, VisionEncoder]:
     """The encoder with its weights, and how to build it again. Raises FlamingoError in one line when it cannot."""
+    if is_written(config):
+        tower = written_tower(config)
+        return tower, VisionEncoder(tower)
     source = _transformers_source(config)
     if source is not None:
         tower = vision_transformers.describe(config, source)
@@ -85,6 +90,17 @@ def load_vision(config: VisionConfig) -> tuple[VisionTower, VisionEncoder]:
     if state is not None:
         state.load_into(encoder.tower)
     return tower, encoder
+
+
+def is_written(config: VisionConfig) -> bool:
+    """Does the architecture that is written out make a source unnecessary?"""
+    return bool(config.config) and config.pretrained is False
+
+
+def written_tower(config: VisionConfig) -> VisionTower:
+    """The tower of `config.config`. Raises FlamingoError for fields that neither library knows."""
+    library = vision_transformers if "model_type" in config.config else vision_open_clip
+    return library.written_tower(config)
 
 
 def tower_to_dict(tower: VisionTower) -> dict[str, Any]:

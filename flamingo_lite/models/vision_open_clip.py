@@ -30,6 +30,7 @@ from flamingo_lite.models.tower import (
     refuse_class_token,
     refuse_final_norm,
 )
+from flamingo_lite.names import check_choice
 
 CONFIG = "open_clip_config.json"
 WEIGHTS = ("open_clip_model.safetensors", "open_clip_pytorch_model.bin")
@@ -124,6 +125,19 @@ def describe_directory(directory: Path, config: VisionConfig) -> VisionTower:
         raise FlamingoError(
             f"cannot read {path}: {type(error).__name__}: {error}; expected open_clip's model_cfg and preprocess_cfg"
         ) from error
+
+
+def written_tower(config: VisionConfig) -> VisionTower:
+    """The tower whose `embed_dim`, `vision_cfg` and `quick_gelu` are written out in `config.config`."""
+    known = config.config
+    for name in known:
+        check_choice("field of model.vision.config", str(name), ("embed_dim", "vision_cfg", "quick_gelu"))
+    if not isinstance(known.get("embed_dim"), int) or not isinstance(known.get("vision_cfg"), dict):
+        raise FlamingoError(
+            f"model.vision.config has {', '.join(known)}; expected embed_dim and vision_cfg, as open_clip has them, or the "
+            "fields of a transformers config with its model_type"
+        )
+    return _describe(known, known["vision_cfg"], {"size": known["vision_cfg"].get("image_size", 224)}, config)
 
 
 def load_directory(directory: Path, config: VisionConfig) -> tuple[VisionTower, State | None]:

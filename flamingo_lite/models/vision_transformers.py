@@ -24,6 +24,7 @@ from transformers.utils import logging
 from flamingo_lite.errors import FlamingoError
 from flamingo_lite.image_transform import ImageTransform
 from flamingo_lite.models.language import LOADING_ERRORS
+from flamingo_lite.models.parts import on_meta_device, written_config
 from flamingo_lite.models.structure import cut, grid_of, idle_parameters, structure_of, tokens_of
 from flamingo_lite.models.tower import (
     Reading,
@@ -122,6 +123,19 @@ def describe(config: VisionConfig, source: str) -> VisionTower:
     known = _vision_config(config, source)
     return VisionTower(
         preprocess=_preprocess(config, source, known),
+        layer=config.layer,
+        class_token=config.class_token,
+        final_norm=config.final_norm,
+        transformers=plain_config(known),
+    )
+
+
+def written_tower(config: VisionConfig) -> VisionTower:
+    """The tower whose transformers config is written out in `config.config`."""
+    known: Any = written_config(config.config, "model.vision.config")
+    type_of(known)
+    return VisionTower(
+        preprocess={"size": list(pair(known.image_size))},
         layer=config.layer,
         class_token=config.class_token,
         final_norm=config.final_norm,
@@ -254,7 +268,9 @@ def _config_of(tower: VisionTower) -> Any:
 
 def _vision_config(config: VisionConfig, source: str) -> PretrainedConfig:
     try:
-        known = AutoConfig.from_pretrained(source, revision=config.revision, trust_remote_code=False)
+        known = AutoConfig.from_pretrained(
+            source, revision=config.revision, trust_remote_code=False, local_files_only=on_meta_device()
+        )
     except LOADING_ERRORS as error:
         raise FlamingoError(_cannot_load(config, error)) from error
     half = getattr(known, "vision_config", None)

@@ -30,7 +30,9 @@ def next_token_loss(
     """
     targets = labels[:, 1:]
     is_trained = targets != -100
-    states, targets = hidden[:, :-1][is_trained], targets[is_trained]
+    # By number, not by mask: how many there are then follows from the labels alone, not from the hidden states.
+    trained = F.pad(is_trained, (0, 1)).flatten().nonzero().squeeze(1)
+    states, targets = hidden.flatten(0, 1).index_select(0, trained), targets[is_trained]
     if len(targets) == 0:
         return 0.0 * project(hidden[:1, 0]).float().sum()
 

@@ -11,6 +11,8 @@ from flamingo_lite.errors import FlamingoError
 from flamingo_lite.text.template import Piece, Template
 
 PAD_TOKEN = "<|pad|>"
+MOST_ADDED = 3
+"""How many tokens `add_tokens` adds to a tokenizer that has none of them."""
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,142 @@
+"""Says what training a model takes before anything is downloaded: parameters, memory, arithmetic, the largest batch.
+
+  flamingo-lite plan model=openflamingo_9b stage.batch_size=16 plan.length=256 plan.images=3
+  flamingo-lite plan model=idefics_80b plan.ranks=64 plan.checkpointing=true model.language.dtype=bfloat16
+
+The rows of a device are stage.batch_size, each of plan.length text positions and plan.images images; the precision is
+trainer.precision; plan.ranks devices of plan.memory_gb GB (10**9 bytes) each. What is counted:
+- weights, frozen ones too; gradients and AdamW's two moments of what trains, in the type of the weights;
+- activations: the most that lives at once beside them, found by running the step on tensors without numbers;
+- copies: DDP's buckets; under FSDP the root, two layers gathered and one layer's gradients;
+- peak: less than the sum, as activations go when gradients come; at the end AdamW's scratch space.
+Not counted: the CUDA context (about half a GB), the allocator's fragmentation, communication buffers.
+Arithmetic: a multiply-add is two operations; recomputed layers are counted again."""
+
+import argparse
+import dataclasses
+import json
+from typing import TYPE_CHECKING, Any
+
+from flamingo_lite.commands.common import add_config_arguments, configs
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from flamingo_lite.training.plan import Plan
+
+SUMMARY = "say what training a model takes, without its weights"
+USAGE = "KEY=VALUE"
+COLUMNS = {"single": "one device", "ddp": "DDP x {ranks}", "fsdp": "FSDP x {ranks}"}
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    add_config_arguments(parser)
+    parser.add_argument(
+        "--json", action="store_true", help="print the numbers as JSON, bytes and operations whole"
+    )
+
+
+def run(arguments: argparse.Namespace) -> None:
+    for config in configs(arguments):
+        from rich.console import Console
+
+        from flamingo_lite.training.plan import make_plan
+
+        plan = make_plan(config, config.plan)
+        if arguments.json:
+            print(json.dumps(as_json(plan), indent=1))
+        else:
+            console = Console()
+            console.print(parts_table(plan))
+            console.print(memory_table(plan))
+        refuse_too_little(plan)
+
+
+def as_json(plan: "Plan") -> dict[str, Any]:
+    """Plain data, with the totals that the tables show."""
+    found = dataclasses.asdict(plan)
+    found["parameters"] = sum(part.parameters for part in plan.parts.values())
+    found["trainable"] = sum(part.trainable for part in plan.parts.values())
+    return found
+
+
+def parts_table(plan: "Plan") -> "Table":
+    """Parameters and arithmetic by part."""
+    from rich.table import Table
+
+    table = Table(title="The parts", title_justify="left")
+    table.add_column("part")
+    for name in ("parameters", "trainable", "weights, GB", "TFLOPs a step"):
+        table.add_column(name, justify="right")
+    for name, part in plan.parts.items():
+        flops = plan.flops.get(name)
+        style = "green" if part.trainable else None
+        cells = (_count(part.parameters), _count(part.trainable), _gb(part.weight_bytes))
+        table.add_row(name, *cells, "" if flops is None else f"{flops / 1e12:,.2f}", style=style)
+    parts = plan.parts.values()
+    table.add_section()
+    table.add_row(
+        "all",
+        _count(sum(part.parameters for part in parts)),
+        _count(sum(part.trainable for part in parts)),
+        _gb(sum(part.weight_bytes for part in parts)),
+        f"{sum(plan.flops.values()) / 1e12:,.2f}",
+        style="bold",
+    )
+    return table
+
+
+def memory_table(plan: "Plan") -> "Table":
+    """Bytes of a device under each strategy, and the largest batch."""
+    from rich.table import Table
+
+    shape, room = plan.shape, plan.config.memory_gb
+    recomputed = ", recomputed" if plan.config.checkpointing else ""
+    table = Table(
+        title=f"GB of a device: {plan.rows} rows of {shape.length} positions and {shape.images} images, {shape.precision}",
+        title_justify="left",
+    )
+    table.add_column("")
+    for name in plan.memory:
+        table.add_column(COLUMNS[name].format(ranks=plan.config.ranks), justify="right")
+    labels = {
+        "weights": "weights",
+        "gradients": "gradients",
+        "optimizer": "optimizer state",
+        "activations": f"activations{recomputed}",
+        "copies": "copies",
+    }
+    for field, label in labels.items():
+        table.add_row(label, *(_gb(getattr(memory, field)) for memory in plan.memory.values()))
+    table.add_section()
+    peaks = [
+        f"[{'red' if memory.peak > room * 1e9 else 'green'}]{_gb(memory.peak)}[/]"
+        for memory in plan.memory.values()
+    ]
+    table.add_row("peak", *peaks, style="bold")
+    table.add_row(f"largest batch in {room:g} GB", *(f"{plan.largest_batch[name]:,}" for name in plan.memory))
+    return table
+
+
+def refuse_too_little(plan: "Plan") -> None:
+    """Raises FlamingoError where not even one row fits, saying what would do."""
+    from flamingo_lite.errors import FlamingoError
+
+    if any(plan.largest_batch.values()):
+        return
+    least = min(plan.one_row, key=lambda name: plan.one_row[name])
+    needs = plan.one_row[least]
+    raise FlamingoError(
+        f"not even one row of {plan.shape.length} positions fits in plan.memory_gb={plan.config.memory_gb:g}: "
+        f"{COLUMNS[least].format(ranks=plan.config.ranks)} needs {needs / 1e9:.1f} GB; plan.memory_gb="
+        f"{-(-needs // 10**9)} would do, and less with more plan.ranks under fsdp, plan.checkpointing=true, a shorter "
+        "plan.length or model.language.dtype=bfloat16"
+    )
+
+
+def _gb(size: int) -> str:
+    return f"{size / 1e9:,.2f}"
+
+
+def _count(number: int) -> str:
+    return f"{number:,}"

@@ -1,0 +1,74 @@
+"""Arithmetic by part of a model, forward and backward: a multiply-add counts as two, as in torch's flop counter.
+
+An operation of the forward pass belongs to the part whose module is running. One of the backward pass belongs to the
+part that made its autograd node, which the node's number tells: numbers are given in the order of the forward pass.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections import Counter
+from collections.abc import Mapping
+from typing import Any, Self
+
+import torch
+from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import flop_registry
+
+
+class FlopsByPart(TorchDispatchMode):
+    """`parts`: modules by the part that each is, none inside another. `flops`: the counts, None for all the rest."""
+
+    def __init__(self, parts: Mapping[nn.Module, str]) -> None:
+        super().__init__()
+        self.parts = parts
+        self.flops: Counter[str | None] = Counter()
+        self._running: list[str] = []
+        # From which number of an autograd node on a part made them, in order.
+        self._numbers: list[int] = [0]
+        self._owners: list[str | None] = [None]
+        self._hooks: list[Any] = []
+
+    def __enter__(self) -> Self:
+        for module, part in self.parts.items():
+            self._hooks += [
+                module.register_forward_pre_hook(lambda *_, part=part: self._begin(part)),
+                module.register_forward_hook(lambda *_: self._end()),
+            ]
+        super().__enter__()
+        return self
+
+    def __exit__(self, exc_type: Any, exc_val: Any, exc_tb: Any) -> None:
+        super().__exit__(exc_type, exc_val, exc_tb)
+        for hook in self._hooks:
+            hook.remove()
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        result = func(*args, **(kwargs or {}))
+        count = flop_registry.get(func._overloadpacket)
+        if count is not None:
+            self.flops[self._part()] += count(*args, **(kwargs or {}), out_val=result)
+        return result
+
+    def _part(self) -> str | None:
+        if self._running:
+            return self._running[-1]
+        node = torch._C._current_autograd_node()
+        if node is None:
+            return None
+        return self._owners[bisect_right(self._numbers, node._sequence_nr()) - 1]
+
+    def _begin(self, part: str) -> None:
+        self._running.append(part)
+        self._note(part)
+
+    def _end(self) -> None:
+        self._running.pop()
+        self._note(self._running[-1] if self._running else None)
+
+    def _note(self, part: str | None) -> None:
+        self._numbers.append(torch._C._autograd._get_sequence_nr())
+        self._owners.append(part)
