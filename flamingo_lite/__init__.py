@@ -1,13 +1,16 @@
 """flamingo_lite: join a vision encoder to a language model, train the join, measure what it learns in
 context.
 
-`import flamingo_lite` imports no torch: a name is resolved when it is touched.
+`import flamingo_lite` imports no torch: a name is resolved when it is touched. After it, transformers' Auto classes
+load what this package saves.
 """
 
 from __future__ import annotations
 
 import importlib
 from typing import TYPE_CHECKING, Any
+
+from flamingo_lite.registration import register_with_transformers
 
 if TYPE_CHECKING:
     from flamingo_lite.batch import Batch as Batch
@@ -65,3 +68,6 @@ def __getattr__(name: str) -> Any:
 
 def __dir__() -> list[str]:
     return sorted([*globals(), *_HOMES])
+
+
+register_with_transformers()

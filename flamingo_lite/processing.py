@@ -18,6 +18,7 @@ from flamingo_lite.batch import IGNORED, NO_IMAGE, NO_SEGMENT, Batch
 from flamingo_lite.document import IMAGE_TOKEN, Document, Image
 from flamingo_lite.errors import FlamingoError
 from flamingo_lite.image_transform import ImageTransform
+from flamingo_lite.text.chat import chat_template_for, check_messages
 from flamingo_lite.text.connector_text import instruction_ids, pad_texts
 from flamingo_lite.text.template import Template
 from flamingo_lite.text.tokenizer import Encoded, add_tokens, encode
@@ -34,8 +35,9 @@ class VisionLanguageProcessor(ProcessorMixin):
     """Documents to a `Batch`; also the `text`, `images` call that transformers' pipelines make.
 
     The tokenizer gets a padding token and the template's (`<image>`, `<|endofchunk|>`) where it lacks them.
-    `connector_tokenizer`: of a connector that reads a text beside each image; None by default. It is saved with the
-    processor, in a folder of its own.
+    `chat_template`: how chat messages become text; by default the tokenizer's own, with marks for images, or a line
+    for each message. `connector_tokenizer`: of a connector that reads a text beside each image; None by default. It
+    is saved with the processor, in a folder of its own.
     """
 
     def __init__(
@@ -47,7 +49,10 @@ class VisionLanguageProcessor(ProcessorMixin):
     ) -> None:
         template = _component(Template, template)
         add_tokens(tokenizer, template.special_tokens)
-        super().__init__(tokenizer, chat_template=chat_template)
+        # Pipelines that batch pad with the tokenizer's side, and a prompt is continued at its right.
+        tokenizer.padding_side = "left"
+        own = getattr(tokenizer, "chat_template", None)
+        super().__init__(tokenizer, chat_template=chat_template or chat_template_for(own))
         self.image_transform = _component(ImageTransform, image_transform)
         self.template = template
         # No argument: transformers would then ask every processor for one.
@@ -76,8 +81,11 @@ class VisionLanguageProcessor(ProcessorMixin):
         """
         if documents is None:
             _check_options(pipeline_options)
-            documents = interleave(text, images)
-            batch = self.collate(self.encode_all(documents, False, max_length), padding_side or "left")
+            template = self.template
+            if pipeline_options.get("add_special_tokens") is False or self._is_begun(text):
+                template = replace(template, begin=False)
+            encoded = self.encode_all(interleave(text, images), False, max_length, template)
+            batch = self.collate(encoded, padding_side or "left")
             return BatchFeature({name: batch[name] for name in self.model_input_names})
         if text is not None or images is not None or pipeline_options:
             extra = ", ".join(["text", "images", *pipeline_options])
@@ -93,19 +101,42 @@ class VisionLanguageProcessor(ProcessorMixin):
         complete: bool = False,
         max_length: int | None = None,
         name: str = "document",
+        template: Template | None = None,
     ) -> Encoded:
         """Ids, labels and media index of one document; see `text.tokenizer.encode`."""
-        encoded = encode(document, self.tokenizer, self.template, complete, max_length, name)
+        encoded = encode(document, self.tokenizer, template or self.template, complete, max_length, name)
         if self.connector_tokenizer is None:
             return encoded
         return replace(encoded, connector_text=instruction_ids(document, self.connector_tokenizer, complete))
 
     def encode_all(
-        self, documents: Document | Sequence[Document], complete: bool = False, max_length: int | None = None
+        self,
+        documents: Document | Sequence[Document],
+        complete: bool = False,
+        max_length: int | None = None,
+        template: Template | None = None,
     ) -> list[Encoded]:
-        """Each document encoded under a name that says which it is."""
+        """Each document encoded under a name that says which it is, by the processor's template if none is given."""
         documents = [documents] if isinstance(documents, Document) else documents
-        return [self.encode(d, complete, max_length, document_name(d, i)) for i, d in enumerate(documents)]
+        names = [document_name(document, i) for i, document in enumerate(documents)]
+        return [
+            self.encode(document, complete, max_length, name, template)
+            for document, name in zip(documents, names, strict=True)
+        ]
+
+    # Any: the options differ between the versions of transformers.
+    def apply_chat_template(self, conversation: Any, *args: Any, **options: Any) -> Any:
+        """transformers' own, over texts and images: the written chat, or with `tokenize` and `return_dict` what
+        `generate` takes. Errors: `FlamingoError` naming the message for contents of any other kind.
+        """
+        check_messages(conversation)
+        return super().apply_chat_template(conversation, *args, **options)
+
+    def _is_begun(self, text: str | Sequence[str] | None) -> bool:
+        """Has a chat template written the begin token already?"""
+        texts = [text] if isinstance(text, str) else list(text or [])
+        begin = self.tokenizer.bos_token
+        return begin is not None and bool(texts) and all(t.startswith(str(begin)) for t in texts)
 
     def collate(
         self,
@@ -171,6 +202,12 @@ class VisionLanguageProcessor(ProcessorMixin):
     def replace_image_token(self, image_inputs: dict[str, Any], image_idx: int, **kwargs: Any) -> str:
         """The marks that one image becomes (transformers' name for it)."""
         return IMAGE_TOKEN * self.template.image_tokens
+
+    # transformers annotates a plain attribute.
+    @property
+    def image_processor(self) -> Self:  # pyrefly: ignore[bad-override]
+        """This processor: it prepares its images itself. Pipelines ask for it when they batch."""
+        return self
 
     @property
     def model_input_names(self) -> list[str]:
@@ -319,6 +356,8 @@ def _check_options(options: dict[str, Any]) -> None:
         "return_tensors": ("pt", None),
         "padding": (True, "longest"),
         "add_special_tokens": (True, False, None),
+        "videos": (None,),
+        "audio": (None,),
     }
     for name, value in options.items():
         if name not in allowed or value not in allowed[name]:

@@ -164,6 +164,14 @@ def prefix_processor(prefix_config: dict[str, Any]) -> VisionLanguageProcessor:
     return build_processor(prefix_config)
 
 
+@pytest.fixture(params=["cross_attention", "prefix"])
+def joined(request: pytest.FixtureRequest) -> tuple[VisionLanguageModel, VisionLanguageProcessor]:
+    """A model in evaluation mode and its processor, under either fusion."""
+    names = {"cross_attention": ("model", "processor"), "prefix": ("prefix_model", "prefix_processor")}
+    model, processor = names[request.param]
+    return request.getfixturevalue(model), request.getfixturevalue(processor)
+
+
 @pytest.fixture(scope="session")
 def image_of() -> Callable[[int], Image]:
     """Distinct small PNG images by number."""

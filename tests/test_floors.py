@@ -19,6 +19,7 @@ FLOORS = (
     ("config",),
     ("commands",),
     ("cli",),
+    ("registration",),
     ("__main__", "__init__"),
 )
 BOTTOM_ORDER = {"errors": 0, "names": 1, "document": 2, "image_transform": 3, "batch": 3}

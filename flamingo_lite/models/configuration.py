@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from importlib import import_module
 from typing import Any
 
 from transformers import AutoConfig, PretrainedConfig
@@ -34,6 +35,8 @@ class VisionLanguageConfig(PretrainedConfig):
         base_vocab_size: int | None = None,
         **kwargs: Any,
     ) -> None:
+        # AutoModel makes the config before it looks the model up by it (see registration.py).
+        import_module("flamingo_lite.models.model")
         if isinstance(text_config, dict):
             text_config = AutoConfig.for_model(**text_config)
         elif text_config is not None:
@@ -64,3 +67,6 @@ class VisionLanguageConfig(PretrainedConfig):
         config._attn_implementation = self.text_config._attn_implementation
         config.vocab_size = self.base_vocab_size
         return config
+
+
+AutoConfig.register(VisionLanguageConfig.model_type, VisionLanguageConfig, exist_ok=True)

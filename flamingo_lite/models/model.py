@@ -7,12 +7,12 @@ patches, n media tokens per image, d width, v vocabulary.
 from __future__ import annotations
 
 import copy
+from pathlib import Path
 from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
 from transformers import (
-    AutoConfig,
     AutoModel,
     AutoModelForCausalLM,
     AutoModelForImageTextToText,
@@ -22,9 +22,11 @@ from transformers import (
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from flamingo_lite.errors import FlamingoError
+from flamingo_lite.models.card import model_card
 from flamingo_lite.models.configuration import VisionLanguageConfig
 from flamingo_lite.models.connector import ConnectorConfig, build_connector
 from flamingo_lite.models.cross_fusion import leave_whole_layers_to_their_forward
+from flamingo_lite.models.decoding import check_assistant, check_decoding
 from flamingo_lite.models.fusion import FusionConfig, build_fusion
 from flamingo_lite.models.language import (
     accepted_arguments,
@@ -32,8 +34,9 @@ from flamingo_lite.models.language import (
     has_plain_head,
 )
 from flamingo_lite.models.packing import packed_masks
-from flamingo_lite.models.parts import CACHE, keep_weights
+from flamingo_lite.models.parts import CACHE, keep_weights, restore_buffers, without_the_join
 from flamingo_lite.models.policy import apply_policy
+from flamingo_lite.models.upload import upload
 from flamingo_lite.models.vision import VisionEncoder, VisionTower
 from flamingo_lite.nn.cache import Media, MediaCache
 from flamingo_lite.nn.gated import gate_value
@@ -53,6 +56,9 @@ class VisionLanguageModel(PreTrainedModel, GenerationMixin):
     main_input_name = "input_ids"
     input_modalities = ["image", "text"]
     supports_gradient_checkpointing = True
+    # Residual streams must not be cut by a device map. Decoder layers, with the blocks in them, are named by the
+    # language model's own class, and added to these.
+    _no_split_modules = ["VisionEncoder", "LinearProjector", "MLPProjector", "PerceiverResampler", "QFormer"]
     _supports_sdpa = True
     _supports_flash_attn = True
     _supports_flex_attn = True
@@ -95,15 +101,25 @@ class VisionLanguageModel(PreTrainedModel, GenerationMixin):
     @classmethod
     def from_pretrained(cls, path: Any, *args: Any, output_loading_info: bool = False, **kwargs: Any) -> Any:
         """As transformers', but a directory that lacks weights is a FlamingoError, never a silent random
-        start.
+        start; what trains and the vision encoder are never quantized.
         """
-        loaded: Any = super().from_pretrained(path, *args, output_loading_info=True, **kwargs)
+        if kwargs.get("quantization_config") is not None:
+            kwargs["quantization_config"] = without_the_join(kwargs["quantization_config"])
+        try:
+            loaded: Any = super().from_pretrained(path, *args, output_loading_info=True, **kwargs)
+        except ImportError as error:
+            raise FlamingoError(
+                f"cannot load {path}: {error}; device maps need flamingo_lite[device-map], quantized weights "
+                "flamingo_lite[quantized]"
+            ) from error
         model, info = loaded  # a pair only with output_loading_info
         if info["missing_keys"] or info["mismatched_keys"]:
             missing = sorted(info["missing_keys"]) or [str(key) for key in info["mismatched_keys"]]
             raise FlamingoError(
                 f"{path} lacks {len(missing)} weights of its model, {missing[0]} first; it is damaged"
             )
+        tower = VisionTower(**model.config.vision_tower)
+        restore_buffers(model.vision, lambda: VisionEncoder(tower))
         apply_policy(model, model.config.policy)
         return (model, info) if output_loading_info else model
 
@@ -245,8 +261,9 @@ class VisionLanguageModel(PreTrainedModel, GenerationMixin):
 
         Images are encoded and projected once, shared by beams and samples; `<image>` is never generated; a
         new token sees what its row's last token saw. Raises FlamingoError for a media index that does not fit
-        the images.
+        the images, and for ways of decoding that cannot be had (decoding.py).
         """
+        check_decoding(kwargs, kwargs.get("generation_config") or self.generation_config)
         for name in ("labels", "position_ids"):
             kwargs.pop(name, None)
         if kwargs.pop("segment_ids", None) is not None:
@@ -261,6 +278,12 @@ class VisionLanguageModel(PreTrainedModel, GenerationMixin):
         media_index = kwargs.pop("media_index", None)
         if media_index is None:
             media_index = torch.full_like(input_ids, -1)
+        if kwargs.get("attention_mask") is not None:
+            # Whoever padded (a pipeline, say) may not know that padding reads no image.
+            is_padding = kwargs["attention_mask"][:, : media_index.shape[1]] == 0
+            media_index = media_index.masked_fill(is_padding, -1)
+        if kwargs.get("assistant_model") is not None:
+            check_assistant(self, kwargs["assistant_model"], is_encoded=media is not None)
         if media is None:
             media = self._images(pixel_values, media_index, *text)
         if self.fusion.sees == "all_previous" and kwargs.get("media_first") is None:
@@ -269,6 +292,12 @@ class VisionLanguageModel(PreTrainedModel, GenerationMixin):
         # transformers' protocol of its host names attributes that only some models have (encoder).
         return super().generate(  # pyrefly: ignore[bad-argument-type]
             input_ids, media=media, media_index=media_index, suppress_tokens=sorted(suppressed), **kwargs
+        )
+
+    def init_continuous_batching(self, *args: Any, **kwargs: Any) -> Any:
+        """Refused: continuous batching packs rows without their images."""
+        raise FlamingoError(
+            "continuous batching (generate_batch) hands no images to the model; use generate, or flamingo_lite.generate"
         )
 
     # Narrower than transformers', which passes all but the ids by name.
@@ -297,6 +326,18 @@ class VisionLanguageModel(PreTrainedModel, GenerationMixin):
 
     # ---- what transformers asks of a model
     # --------------------------------------------------------------------
+
+    def save_pretrained(self, save_directory: Any, *args: Any, **kwargs: Any) -> None:
+        """transformers' own, and a model card beside the weights, unless a README.md is there."""
+        super().save_pretrained(save_directory, *args, **kwargs)
+        card = Path(save_directory) / "README.md"
+        if not card.exists() and kwargs.get("is_main_process", True):
+            card.write_text(model_card(self), encoding="utf-8")
+
+    # Narrower than transformers', whose own card would replace ours.
+    def push_to_hub(self, repo_id: str, **options: Any) -> str:  # pyrefly: ignore[bad-override]
+        """Upload model, card and, with `processor=`, the processor; see `upload` for the options."""
+        return upload(self, repo_id, **options)
 
     def train(self, mode: bool = True) -> Self:
         """A vision encoder that does not train stays in evaluation mode: no patch is dropped."""
@@ -336,7 +377,6 @@ class VisionLanguageModel(PreTrainedModel, GenerationMixin):
         }
 
 
-AutoConfig.register(VisionLanguageConfig.model_type, VisionLanguageConfig)
 AutoModel.register(VisionLanguageConfig, VisionLanguageModel)
 AutoModelForCausalLM.register(VisionLanguageConfig, VisionLanguageModel)
 AutoModelForImageTextToText.register(VisionLanguageConfig, VisionLanguageModel)

@@ -4,14 +4,15 @@ elsewhere.
 
 from __future__ import annotations
 
+import copy
 import inspect
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from torch import nn
-from transformers import CONFIG_MAPPING, AutoConfig, GenerationMixin, PretrainedConfig
+from transformers import CONFIG_MAPPING, AutoConfig, GenerationMixin, PretrainedConfig, PreTrainedModel
 
 from flamingo_lite.errors import FlamingoError
 from flamingo_lite.names import check_choice
@@ -83,3 +84,42 @@ def keep_weights(module: nn.Module) -> None:
     """Mark `module` and all in it, so that transformers' `post_init` does not draw their weights anew."""
     for part in module.modules():
         setattr(part, INITIALISED, True)
+
+
+def restore_buffers(module: nn.Module, build: Callable[[], nn.Module]) -> None:
+    """Give `module` the buffers that no file holds (rotary tables, say), from one that `build` makes anew.
+
+    transformers loads by way of the meta device, on which nothing is computed, and afterwards computes the buffers
+    of its own models alone: those of others hold whatever was in memory.
+    """
+    names = list(_unsaved_buffers(module))
+    if names:
+        with torch.device("cpu"), torch.no_grad():
+            made = dict(build().named_buffers())
+            for name in names:
+                module.get_buffer(name).copy_(made[name])
+
+
+def _unsaved_buffers(module: nn.Module, prefix: str = "") -> Iterator[str]:
+    if isinstance(module, PreTrainedModel):
+        return
+    for name in module._non_persistent_buffers_set:
+        if module._buffers[name] is not None:
+            yield prefix + name
+    for name, child in module.named_children():
+        yield from _unsaved_buffers(child, f"{prefix}{name}.")
+
+
+NOT_QUANTIZED = ["vision", "connector", r".*\.cross_attention", "lm_head", "embed_out"]
+"""Patterns of module names; the head computes the columns of new tokens itself."""
+
+
+def without_the_join(config: Any) -> Any:
+    """A copy of transformers' quantization config that leaves out what trains, the vision encoder (open_clip's
+    attention reads weights without calling their layers) and the head; one that says what to leave out stays.
+    """
+    if getattr(config, "llm_int8_skip_modules", ()) is not None:
+        return config
+    config = copy.deepcopy(config)
+    config.llm_int8_skip_modules = list(NOT_QUANTIZED)
+    return config

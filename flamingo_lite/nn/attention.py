@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor
 
-from flamingo_lite.nn.masks import MediaLayout, PreviousLayout, previous_mask
+from flamingo_lite.nn.masks import MediaLayout, PreviousLayout
 
 
 def attend(query: Tensor, key: Tensor, value: Tensor, layout: MediaLayout | PreviousLayout) -> Tensor:
@@ -46,33 +46,24 @@ def attend_to_one_image(query: Tensor, key: Tensor, value: Tensor, layout: Media
 
 
 def attend_to_previous_images(query: Tensor, key: Tensor, value: Tensor, layout: PreviousLayout) -> Tensor:
-    """*All previous*: dense attention over the images of the position's own row, masked to [first, last]."""
-    has_image = layout.first >= 0
-    if not bool(has_image.any()):
+    """*All previous*: dense attention over the candidate images of the position's row, masked to those it reads."""
+    if layout.is_empty:
         return _connected_zeros(query, key, value)
-    images = _images_of_rows(layout, len(key))
-    visible = previous_mask(layout, images)
+    has_image = layout.has_image[..., None]
     # A row of the mask that is empty would be NaN in some kernels: let it see everything, and drop the
     # result.
-    visible = (visible | ~has_image[..., None]).repeat_interleave(key.shape[2], dim=-1)
-    # Candidates past the end are masked by their own number, whichever image they fetch.
-    fetched = images.clamp(max=len(key) - 1)
+    visible = (layout.visible | ~has_image).repeat_interleave(key.shape[2], dim=-1)
+    # Nobody reads a candidate past the end, whichever image it fetches.
+    fetched = layout.images.clamp(max=len(key) - 1)
     key, value = (rearrange(x[fetched], "b i k n e -> b k (i n) e") for x in (key, value))
     query = rearrange(query, "b t h e -> b h t e")
     out = _scaled_dot_product(query, key, value, visible[:, None])
-    return rearrange(out, "b h t e -> b t h e").masked_fill(~has_image[..., None, None], 0.0)
+    return rearrange(out, "b h t e -> b t h e").masked_fill(~has_image[..., None], 0.0)
 
 
 def _scaled_dot_product(query: Tensor, key: Tensor, value: Tensor, visible: Tensor | None = None) -> Tensor:
     shares_heads = key.shape[1] != query.shape[1]
     return F.scaled_dot_product_attention(query, key, value, attn_mask=visible, enable_gqa=shares_heads)
-
-
-def _images_of_rows(layout: PreviousLayout, images: int) -> Tensor:
-    """(b i) candidate images, from each row's first on, as many as the longest row has; some may lie past the end."""
-    first = layout.first.masked_fill(layout.first < 0, images).amin(1)
-    span = int((layout.last.amax(1) - first).clamp(min=0).max()) + 1
-    return first[:, None] + torch.arange(span, device=first.device)
 
 
 def _connected_zeros(query: Tensor, key: Tensor, value: Tensor) -> Tensor:

@@ -35,10 +35,12 @@ class MediaLayout:
 
 @dataclass(frozen=True)
 class PreviousLayout:
-    """What each position reads under *all previous*: the images `first..last` of its own document."""
+    """What each position reads under *all previous*: a run of its row's candidate images."""
 
-    first: Tensor  # (b t), -1 for none
-    last: Tensor  # (b t), -1 for none
+    images: Tensor  # (b i) candidates of each row; some may lie past the last image, and are read by nobody
+    visible: Tensor  # (b t i) bool: does the position read the candidate?
+    has_image: Tensor  # (b t) bool: does it read any?
+    is_empty: bool  # no position reads any
 
 
 def media_layout(media_index: Tensor, images: int) -> MediaLayout:
@@ -84,9 +86,22 @@ def check_media_index(media_index: Tensor, images: int, exact: bool) -> None:
 
 
 def previous_layout(media_index: Tensor, media_first: Tensor | None) -> PreviousLayout:
-    """What each position reads under *all previous*; without `media_first` a row is one document."""
+    """What each position reads under *all previous*: the images `media_first..media_index` of its own document.
+
+    Without `media_first` a row is one document. A row's candidates run from its first image on, as many as the
+    longest row has.
+    """
+    none = torch.iinfo(media_index.dtype).max
+    has_image = media_index >= 0
     first = first_images(media_index) if media_first is None else media_first
-    return PreviousLayout(first.masked_fill(media_index < 0, -1), media_index)
+    first = first.masked_fill(~has_image, none)
+    start = first.amin(1)
+    start = start.masked_fill(start == none, 0)
+    span = int((media_index.amax(1) - start).clamp(min=0).max()) + 1
+    images = start[:, None] + torch.arange(span, device=start.device)
+    candidates = images[:, None, :]
+    visible = (candidates >= first[..., None]) & (candidates <= media_index[..., None])
+    return PreviousLayout(images, visible, has_image, not bool(has_image.any()))
 
 
 def first_images(media_index: Tensor) -> Tensor:
@@ -94,18 +109,6 @@ def first_images(media_index: Tensor) -> Tensor:
     none = torch.iinfo(media_index.dtype).max
     first = media_index.masked_fill(media_index < 0, none).amin(1, keepdim=True)
     return first.masked_fill(first == none, -1).expand_as(media_index)
-
-
-def previous_mask(layout: PreviousLayout, images: Tensor) -> Tensor:
-    """(b t i) bool: may position t of row b read its row's i-th candidate `images` (b i) under *all
-    previous*?
-    """
-    images = images[:, None, :]
-    return (
-        (layout.first[..., None] >= 0)
-        & (images >= layout.first[..., None])
-        & (images <= layout.last[..., None])
-    )
 
 
 def packed_positions(segment_ids: Tensor) -> Tensor:

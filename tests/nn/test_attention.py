@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from flamingo_lite.nn.attention import attend
-from flamingo_lite.nn.masks import media_layout, previous_layout
+from flamingo_lite.nn.masks import first_images, media_layout, previous_layout
 
 
 def reference(query: Tensor, key: Tensor, value: Tensor, first: Tensor, last: Tensor) -> Tensor:
@@ -52,7 +52,7 @@ def test_attention_equals_the_definition_in_values_and_gradients(
     sizes = (max(m, 1), key_value_heads, 3, 4)
     key, value = (torch.randn(sizes, dtype=torch.float64, requires_grad=True) for _ in range(2))
     layout = previous_layout(index, None) if previous else media_layout(index, len(key))
-    first = layout.first if previous else index
+    first = first_images(index).masked_fill(index < 0, -1) if previous else index
     out, expected = attend(query, key, value, layout), reference(query, key, value, first, index)
     torch.testing.assert_close(out, expected)
     assert (out[index < 0] == 0).all()
