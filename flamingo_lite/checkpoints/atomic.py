@@ -13,13 +13,21 @@ from safetensors import SafetensorError
 
 from flamingo_lite.errors import FlamingoError
 
+MARKS = ("config.json", "checkpoint.pt", "training_checkpoint.json")
+"""A directory with one of these holds a model."""
+
+SUBDIRECTORIES = frozenset({"connector_tokenizer", "qformer_tokenizer"})
+"""What a model's directory may have below it."""
+
 
 @contextmanager
 def whole_directory(path: Path) -> Iterator[Path]:
     """An empty directory to write into, which takes the place of `path` when the block ends well.
 
-    Raises FlamingoError when the disk refuses, leaving nothing under `path` that was not there before.
+    Raises FlamingoError when something other than a model stands at `path`, and when the disk refuses, leaving nothing
+    under `path` that was not there before.
     """
+    check_replaceable(path)
     temporary: Path | None = None
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -31,6 +39,23 @@ def whole_directory(path: Path) -> Iterator[Path]:
     finally:
         if temporary is not None and temporary.exists():
             shutil.rmtree(temporary, ignore_errors=True)
+
+
+def check_replaceable(path: Path) -> None:
+    """Raises FlamingoError unless `path` is free, an empty directory, or one that holds a model and nothing below it
+    that is not a model's: whatever stands there will be deleted.
+    """
+    if not path.exists():
+        return
+    inside = list(path.iterdir()) if path.is_dir() else [path]
+    holds_model = any((path / mark).is_file() for mark in MARKS)
+    strange = [
+        entry for entry in inside if not holds_model or entry.is_dir() and entry.name not in SUBDIRECTORIES
+    ]
+    if strange:
+        raise FlamingoError(
+            f"{path} is no model's directory (it holds {strange[0].name}), and would be deleted; choose a free name"
+        )
 
 
 def _put_in_place(temporary: Path, path: Path) -> None:

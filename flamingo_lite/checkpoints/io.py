@@ -59,7 +59,7 @@ def load_model(path: str | Path) -> VisionLanguageModel:
             f"{VisionLanguageConfig.model_type!r}, or one of the formats {', '.join(FORMATS)}"
         )
     try:
-        return VisionLanguageModel.from_pretrained(directory).eval()
+        return VisionLanguageModel.from_pretrained(directory, use_safetensors=True).eval()
     except (OSError, SafetensorError, ValueError, KeyError, TypeError, RuntimeError) as error:
         raise FlamingoError(
             f"cannot load {directory}: {type(error).__name__}: {error}; it may be cut short"

@@ -277,9 +277,14 @@ def _expressible(model: VisionLanguageModel) -> Parts:
             raise refuse("openflamingo", f"sources.{part}.name", None, "names of parts that it can load")
     vision, language = config.sources["vision"], config.sources["language"]
     return Parts(
-        clip_vision_encoder_path=str(backbone_directory(vision["name"], "clip") or vision["name"]),
+        clip_vision_encoder_path=_absolute(backbone_directory(vision["name"], "clip")) or vision["name"],
         clip_vision_encoder_pretrained=vision.get("pretrained"),
-        lang_encoder_path=str(backbone_directory(language["name"], "language") or language["name"]),
+        lang_encoder_path=_absolute(backbone_directory(language["name"], "language")) or language["name"],
         cross_attn_every_n_layers=config.fusion["every"],
         final_norm=bool(config.vision_tower.get("final_norm")),
     )
+
+
+def _absolute(directory: Path | None) -> str | None:
+    """A relative name would be looked for beside the file that holds it."""
+    return None if directory is None else str(directory.resolve())

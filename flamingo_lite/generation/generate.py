@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal
 
-from flamingo_lite.document import END_OF_CHUNK, Document
+from flamingo_lite.document import Document
 from flamingo_lite.errors import FlamingoError
 from flamingo_lite.generation.prompts import encode_prompts, evaluating, prompt_batches
 from flamingo_lite.models.model import VisionLanguageModel
@@ -18,16 +18,16 @@ def generate(
     documents: Sequence[Document],
     max_new_tokens: int = 8,
     batch_size: int = 64,
-    stop: str | None = END_OF_CHUNK,
+    stop: str | Literal[True] | None = True,
     **options: Any,
 ) -> list[str]:
     """One text per document, without special tokens, up to `stop` or the end token. Greedy unless `options`
     say more.
 
     `options` go to `model.generate` (num_beams, do_sample, ...). `stop`: a token, or any string, at which a
-    text is cut. Every distinct image (by `Image.id`) is encoded once over the whole call, and its keys and
-    values are projected once per fused layer. Raises FlamingoError for a prompt that does not fit the
-    context, by its index.
+    text is cut; True is the token with which the processor's template ends a chunk. Every distinct image (by
+    `Image.id`) is encoded once over the whole call, and its keys and values are projected once per fused layer.
+    Raises FlamingoError for a prompt that does not fit the context, by its index.
     """
     if max_new_tokens < 1:
         raise FlamingoError(f"max_new_tokens is {max_new_tokens}; it must be at least 1")
@@ -37,8 +37,10 @@ def generate(
         )
     encoded = encode_prompts(model, processor, documents, max_new_tokens)
     tokenizer = processor.tokenizer
+    if stop is True:
+        stop = processor.template.end_of_chunk
     stop_id = tokenizer.get_vocab().get(stop) if stop is not None else None
-    ends = sorted({i for i in (stop_id, tokenizer.eos_token_id) if i is not None})
+    ends = end_tokens(stop_id, tokenizer.eos_token_id, model.generation_config.eos_token_id)
     settings = {
         "do_sample": False,
         "num_beams": 1,
@@ -62,3 +64,9 @@ def generate(
                 text = tokenizer.decode(written, skip_special_tokens=True)
                 texts[row] = text if stop is None or stop_id is not None else text.split(stop, 1)[0]
     return texts
+
+
+def end_tokens(*found: int | list[int] | None) -> list[int]:
+    """The ids that end a text, each once: a model may name several (Llama 3, Gemma), and its tokenizer another."""
+    listed = [ids if isinstance(ids, list) else [ids] for ids in found if ids is not None]
+    return sorted({i for ids in listed for i in ids})

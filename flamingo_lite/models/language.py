@@ -30,7 +30,7 @@ from transformers import (
 )
 
 from flamingo_lite.errors import FlamingoError
-from flamingo_lite.models.parts import backbone_directory, on_meta_device, written_config
+from flamingo_lite.models.parts import backbone_directory, check_loading_info, on_meta_device, written_config
 
 HEAD_POST_PROCESSING = (
     "final_logit_softcapping", "logit_scale", "logits_scaling", "lm_head_multiplier", "logits_soft_cap",
@@ -105,12 +105,14 @@ def load_language(config: LanguageConfig) -> PreTrainedModel:
     except LOADING_ERRORS as error:
         raise FlamingoError(_cannot_load("language model", config, error)) from error
     language, info = loaded  # a pair only with output_loading_info
-    missing = sorted(info["missing_keys"])
-    if missing:
-        raise FlamingoError(
-            f"cannot load the language model {config.name!r}: it lacks {len(missing)} weights of "
-            f"{type(language).__name__}, {missing[0]} first; expected a whole model, saved with its head"
-        )
+    # Heads that others have added are no part of it; weights inside the model that its config has no place for are.
+    base = f"{language.base_model_prefix}."
+    inside = [key for key in info["unexpected_keys"] if key.startswith(base)]
+    check_loading_info(
+        {**info, "unexpected_keys": inside},
+        f"cannot load the language model {config.name!r}: expected a whole {type(language).__name__}, saved with its "
+        "head and config.json",
+    )
     return language
 
 

@@ -34,7 +34,13 @@ from flamingo_lite.models.language import (
     has_plain_head,
 )
 from flamingo_lite.models.packing import packed_masks
-from flamingo_lite.models.parts import CACHE, keep_weights, restore_buffers, without_the_join
+from flamingo_lite.models.parts import (
+    CACHE,
+    check_loading_info,
+    keep_weights,
+    restore_buffers,
+    without_the_join,
+)
 from flamingo_lite.models.policy import apply_policy
 from flamingo_lite.models.upload import upload
 from flamingo_lite.models.vision import VisionEncoder, VisionTower
@@ -106,18 +112,16 @@ class VisionLanguageModel(PreTrainedModel, GenerationMixin):
         if kwargs.get("quantization_config") is not None:
             kwargs["quantization_config"] = without_the_join(kwargs["quantization_config"])
         try:
-            loaded: Any = super().from_pretrained(path, *args, output_loading_info=True, **kwargs)
+            loaded: Any = super().from_pretrained(
+                path, *args, output_loading_info=True, ignore_mismatched_sizes=True, **kwargs
+            )
         except ImportError as error:
             raise FlamingoError(
                 f"cannot load {path}: {error}; device maps need flamingo_lite[device-map], quantized weights "
                 "flamingo_lite[quantized]"
             ) from error
         model, info = loaded  # a pair only with output_loading_info
-        if info["missing_keys"] or info["mismatched_keys"]:
-            missing = sorted(info["missing_keys"]) or [str(key) for key in info["mismatched_keys"]]
-            raise FlamingoError(
-                f"{path} lacks {len(missing)} weights of its model, {missing[0]} first; it is damaged"
-            )
+        check_loading_info(info, f"{path}: weights and config.json do not belong together")
         tower = VisionTower(**model.config.vision_tower)
         restore_buffers(model.vision, lambda: VisionEncoder(tower))
         apply_policy(model, model.config.policy)
@@ -288,7 +292,9 @@ class VisionLanguageModel(PreTrainedModel, GenerationMixin):
             media = self._images(pixel_values, media_index, *text)
         if self.fusion.sees == "all_previous" and kwargs.get("media_first") is None:
             kwargs["media_first"] = first_images(media_index).contiguous()
-        suppressed = set(kwargs.pop("suppress_tokens", None) or ()) | {self.config.image_token_id}
+        settings = kwargs.get("generation_config") or self.generation_config
+        named = kwargs.pop("suppress_tokens", None) or getattr(settings, "suppress_tokens", None)
+        suppressed = {*(named or ()), self.config.image_token_id}
         # transformers' protocol of its host names attributes that only some models have (encoder).
         return super().generate(  # pyrefly: ignore[bad-argument-type]
             input_ids, media=media, media_index=media_index, suppress_tokens=sorted(suppressed), **kwargs

@@ -123,3 +123,19 @@ def without_the_join(config: Any) -> Any:
     config = copy.deepcopy(config)
     config.llm_int8_skip_modules = list(NOT_QUANTIZED)
     return config
+
+
+def check_loading_info(info: dict[str, Any], what: str) -> None:
+    """Raise FlamingoError beginning with `what` unless every weight was there, of its shape, and none too many."""
+    misshapen = [
+        f"{key} {tuple(found)} where {tuple(wanted)} is expected"
+        for key, found, wanted in sorted(info["mismatched_keys"])
+    ]
+    groups = {
+        "missing": sorted(info["missing_keys"]),
+        "superfluous": sorted(info["unexpected_keys"]),
+        "misshapen": misshapen,
+    }
+    found = [f"{len(keys)} {group} ({', '.join(keys[:3])})" for group, keys in groups.items() if keys]
+    if found:
+        raise FlamingoError(f"{what}: {'; '.join(found)}")

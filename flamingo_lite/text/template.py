@@ -52,19 +52,20 @@ class Template:
     def write(self, document: Document, bos: str | None, eos: str | None, complete: bool) -> Iterator[Piece]:
         """The pieces of the document in order. `bos`, `eos`: the tokenizer's own tokens, None if it has none.
 
-        The end token is trained on unless the document ends in a text that is not.
+        The end token is trained on unless the document ends in a text that is not. It is not written behind an end of
+        chunk that is the same token (LLaVA's).
         """
         begins = self.begin and bos is not None
         if begins and not self.begin_after_images:
             yield Piece("token", str(bos))
             begins = False
-        trained, follows_image = True, False
+        trained, follows_image, has_ended = True, False, False
         for segment in document:
             if begins and not isinstance(segment, Image):
                 yield Piece("token", str(bos))
                 begins = False
             if isinstance(segment, Image):
-                trained = True
+                trained, has_ended = True, False
                 if self.around_images is not None and not follows_image:
                     yield Piece("token", self.around_images)
                 yield Piece("image", IMAGE_TOKEN, count=self.image_tokens)
@@ -74,9 +75,10 @@ class Template:
                 continue
             trained, follows_image = segment.loss, False
             yield Piece("text", segment.text, trained)
+            has_ended = segment.ends_chunk and self.end_of_chunk == eos
             if segment.ends_chunk and self.end_of_chunk is not None:
                 yield Piece("token", self.end_of_chunk, trained)
         if begins:
             yield Piece("token", str(bos))
-        if complete and self.end and eos is not None:
+        if complete and self.end and eos is not None and not has_ended:
             yield Piece("token", eos, trained)

@@ -175,3 +175,45 @@ def test_damage_is_one_clear_line(
     with pytest.raises(FlamingoError, match="model") as error:
         fl.load(path)
     assert "\n" not in str(error.value)
+
+
+def changed(directory: Path, part: str, field: str, value: Any) -> Path:
+    path = directory / "config.json"
+    config = json.loads(path.read_text())
+    config[part][field] = value
+    path.write_text(json.dumps(config))
+    return directory
+
+
+def test_a_config_for_fewer_weights_is_refused(model: VisionLanguageModel, tmp_path: Path) -> None:
+    fl.save(model, None, tmp_path / "model")
+    with pytest.raises(FlamingoError, match=r"superfluous \(language\.model\.layers\.1\."):
+        fl.load_model(changed(tmp_path / "model", "text_config", "num_hidden_layers", 1))
+
+
+def test_a_weight_of_another_shape_is_named_with_both(model: VisionLanguageModel, tmp_path: Path) -> None:
+    fl.save(model, None, tmp_path / "model")
+    expected = r"1 misshapen \(connector\.latents \(3, 24\) where \(5, 24\) is expected\)"
+    with pytest.raises(FlamingoError, match=expected):
+        fl.load_model(changed(tmp_path / "model", "connector", "latents", 5))
+
+
+def test_weights_in_a_pickle_are_not_read(model: VisionLanguageModel, tmp_path: Path) -> None:
+    fl.save(model, None, tmp_path / "model")
+    (tmp_path / "model" / "model.safetensors").unlink()
+    torch.save(model.state_dict(), tmp_path / "model" / "pytorch_model.bin")
+    with pytest.raises(FlamingoError, match="model.safetensors"):
+        fl.load_model(tmp_path / "model")
+
+
+@pytest.mark.parametrize("kept", ["thesis.txt", "model/config.json"])
+def test_what_is_no_models_directory_is_never_replaced(
+    model: VisionLanguageModel, tmp_path: Path, kept: str
+) -> None:
+    home = tmp_path / "home"
+    (home / kept).parent.mkdir(parents=True)
+    (home / kept).write_text("{}")
+    with pytest.raises(FlamingoError, match="choose a free name"):
+        fl.save(model, None, home)
+    assert (home / kept).read_text() == "{}"
+    assert [path.name for path in tmp_path.iterdir()] == ["home"]

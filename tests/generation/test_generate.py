@@ -101,6 +101,30 @@ def test_a_text_ends_where_its_chunk_ends(
     assert text != ""
 
 
+def first_token(model: VisionLanguageModel, processor: VisionLanguageProcessor, document: Document) -> int:
+    """The id that the model writes first."""
+    prompt = processor([document])
+    fields = {name: prompt[name] for name in ("input_ids", "attention_mask", "pixel_values", "media_index")}
+    return int(model.generate(**fields, max_new_tokens=1, do_sample=False)[0, -1])
+
+
+def test_a_text_ends_at_every_token_that_the_model_or_the_template_ends_at(
+    model: VisionLanguageModel, processor: VisionLanguageProcessor, documents: list[Document]
+) -> None:
+    assert fl.generate(model, processor, documents[2:3], max_new_tokens=6) != [""]
+    first = first_token(model, processor, documents[2])
+    model.generation_config.eos_token_id = [processor.tokenizer.eos_token_id, first]
+    assert fl.generate(model, processor, documents[2:3], max_new_tokens=6) == [""]
+
+
+def test_tokens_that_the_generation_config_suppresses_stay_suppressed(
+    model: VisionLanguageModel, processor: VisionLanguageProcessor, documents: list[Document]
+) -> None:
+    first = first_token(model, processor, documents[2])
+    model.generation_config.suppress_tokens = [first]
+    assert first_token(model, processor, documents[2]) != first
+
+
 def test_beams_and_training_mode_are_left_as_they_were(
     model: VisionLanguageModel, processor: VisionLanguageProcessor, documents: list[Document]
 ) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -65,7 +66,9 @@ def test_a_checkpoint_without_its_head_is_not_completed_at_random(
     config = AutoConfig.from_pretrained(language_directory)
     config.tie_word_embeddings = False
     AutoModel.from_config(config).save_pretrained(tmp_path)
-    with pytest.raises(FlamingoError, match="lacks 1 weights of LlamaForCausalLM, lm_head.weight first"):
+    with pytest.raises(
+        FlamingoError, match=r"expected a whole LlamaForCausalLM.*1 missing \(lm_head.weight\)"
+    ):
         load_language(LanguageConfig(str(tmp_path)))
 
 
@@ -108,3 +111,13 @@ def test_whole_checkpoints_load(tmp_path: Path, language_directory: Path, values
     saved.save_pretrained(tmp_path)
     state = load_language(LanguageConfig(str(tmp_path))).state_dict()
     assert all(torch.equal(state[key], value) for key, value in saved.state_dict().items())
+
+
+def test_weights_that_the_config_has_no_place_for_are_refused(
+    language_directory: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(language_directory, tmp_path / "language")
+    path = tmp_path / "language" / "config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "num_hidden_layers": 1}))
+    with pytest.raises(FlamingoError, match=r"superfluous \(model\.layers\.1\."):
+        load_language(LanguageConfig(str(tmp_path / "language")))

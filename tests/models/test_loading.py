@@ -186,6 +186,7 @@ def test_quantized_weights_without_their_library_are_one_line(directory: Path) -
 
 
 @pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 def test_four_bits_leave_the_logits_close(joined: Joined, directory: Path, batch: Batch) -> None:
     config = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_compute_dtype=torch.float32)
     loaded = AutoModelForImageTextToText.from_pretrained(

@@ -74,3 +74,10 @@ def test_a_tokenizer_without_begin_and_end_tokens_gets_none() -> None:
 def test_an_image_of_no_marks_is_refused() -> None:
     with pytest.raises(FlamingoError, match="image_tokens"):
         Template(image_tokens=0)
+
+
+def test_an_end_that_stands_already_is_not_written_twice() -> None:
+    template = Template(end_of_chunk="</s>")
+    document = Document([Text("a", ends_chunk=True), "b"])
+    assert written(document, template) == "<s>[a][</s>][b][</s>]"
+    assert written(Document(document[:1]), template) == "<s>[a][</s>]"
