@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -84,3 +85,16 @@ def refuse(format_name: str, field: str, found: object, expected: str) -> Flamin
     return FlamingoError(
         f"cannot export as {format_name}: {field} is {found!r}, and the format has only {expected}"
     )
+
+
+@contextmanager
+def one_line(directory: Path, format_name: str) -> Iterator[None]:
+    """A value of the wrong kind in a file of `directory`, wherever it is met, as a FlamingoError."""
+    try:
+        yield
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        found = (str(error).strip().splitlines() or [""])[0]
+        raise FlamingoError(
+            f"cannot read {directory} as {format_name}: {type(error).__name__}: {found}; a value in its json files is "
+            "missing or of the wrong kind"
+        ) from error

@@ -12,6 +12,7 @@ from flamingo_lite.checkpoints.llava import LLAVA
 from flamingo_lite.checkpoints.llava_original import LLAVA_ORIGINAL
 from flamingo_lite.checkpoints.openflamingo import OPENFLAMINGO
 from flamingo_lite.errors import FlamingoError
+from flamingo_lite.models.configuration import VisionLanguageConfig
 from flamingo_lite.models.model import VisionLanguageModel
 from flamingo_lite.names import check_choice
 from flamingo_lite.processing import VisionLanguageProcessor
@@ -39,6 +40,8 @@ def format_of(directory: Path) -> str | None:
     """
     path = directory / "config.json"
     config = read_json(path, "the config of a model") if path.is_file() else {}
+    if config.get("model_type") == VisionLanguageConfig.model_type:
+        return None
     reason = CANNOT_BE_READ.get(str(config.get("model_type")))
     if reason is not None:
         raise FlamingoError(

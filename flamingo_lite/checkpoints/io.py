@@ -14,7 +14,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from flamingo_lite.checkpoints.atomic import whole_directory
-from flamingo_lite.checkpoints.foreign import read_json
+from flamingo_lite.checkpoints.foreign import one_line, read_json
 from flamingo_lite.checkpoints.formats import FORMATS, format_of
 from flamingo_lite.checkpoints.openflamingo_parts import download
 from flamingo_lite.errors import FlamingoError
@@ -51,7 +51,8 @@ def load_model(path: str | Path) -> VisionLanguageModel:
         return _load_training_checkpoint(directory).eval()
     foreign = format_of(directory)
     if foreign is not None:
-        return FORMATS[foreign].load_model(directory).eval()
+        with one_line(directory, foreign):
+            return FORMATS[foreign].load_model(directory).eval()
     config = read_json(directory / "config.json", EXPECTED)
     if config.get("model_type") != VisionLanguageConfig.model_type:
         raise FlamingoError(
@@ -71,7 +72,8 @@ def load_processor(path: str | Path) -> VisionLanguageProcessor:
     directory = _existing(path)
     foreign = None if (directory / MANIFEST).is_file() else format_of(directory)
     if foreign is not None:
-        return FORMATS[foreign].load_processor(directory)
+        with one_line(directory, foreign):
+            return FORMATS[foreign].load_processor(directory)
     return VisionLanguageProcessor.from_pretrained(directory)
 
 
@@ -126,11 +128,11 @@ def _load_training_checkpoint(directory: Path) -> VisionLanguageModel:
     model = _rebuild(manifest["model"], manifest.get("policy", {}))
     found = frozen_sha256(model)
     for part, recorded in manifest.get("frozen", {}).items():
-        if found.get(part) != recorded["sha256"]:
+        if found.get(part) != recorded.get("sha256"):
             raise FlamingoError(
                 f"the frozen {part} {recorded.get('name')!r} is not the one that {directory} was trained "
                 "with "
-                f"(sha256 {str(found.get(part))[:12]}, recorded {recorded['sha256'][:12]}); restore that "
+                f"(sha256 {str(found.get(part))[:12]}, recorded {str(recorded.get('sha256'))[:12]}); restore that "
                 "version"
             )
     try:

@@ -168,6 +168,12 @@ def _vision_config(theirs: Mapping[str, Any], directory: Path) -> VisionConfig:
             f"mm_vision_select_feature in {directory / 'config.json'} is {feature!r}; expected "
             f"{' or '.join(FEATURES)}"
         )
+    prepared = theirs.get("image_aspect_ratio")
+    if prepared not in (None, "square", "pad"):
+        raise FlamingoError(
+            f"image_aspect_ratio in {directory / 'config.json'} is {prepared!r}; images cut into tiles (LLaVA-1.6) cannot "
+            "be read here, only square and pad"
+        )
     layer = theirs.get("mm_vision_select_layer", -2)
     return VisionConfig(name=theirs[VISION_TOWER], layer=layer, class_token=FEATURES[feature])
 

@@ -24,7 +24,7 @@ from flamingo_lite.document import IMAGE_TOKEN
 from flamingo_lite.errors import FlamingoError
 from flamingo_lite.image_transform import RESAMPLING, ImageTransform
 from flamingo_lite.models.configuration import VisionLanguageConfig
-from flamingo_lite.models.language import LOADING_ERRORS, LanguageConfig, load_tokenizer
+from flamingo_lite.models.language import LOADING_ERRORS, LanguageConfig, load_tokenizer, refuse_other_models
 from flamingo_lite.models.model import VisionLanguageModel
 from flamingo_lite.models.tower import VisionTower, first_line
 from flamingo_lite.models.vision import VisionEncoder
@@ -115,6 +115,7 @@ def language_config(theirs: Any, directory: Path) -> PretrainedConfig:
             f"text_config in {directory / 'config.json'} is of type {config.model_type!r}, an encoder-decoder; expected "
             "a decoder-only language model, such as opt or llama"
         )
+    refuse_other_models(config, f"text_config in {directory / 'config.json'}")
     return config
 
 

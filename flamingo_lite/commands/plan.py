@@ -65,9 +65,9 @@ def parts_table(plan: "Plan") -> "Table":
     from rich.table import Table
 
     table = Table(title="The parts", title_justify="left")
-    table.add_column("part")
+    table.add_column("part", overflow="fold")
     for name in ("parameters", "trainable", "weights, GB", "TFLOPs a step"):
-        table.add_column(name, justify="right")
+        table.add_column(name, justify="right", overflow="fold")
     for name, part in plan.parts.items():
         flops = plan.flops.get(name)
         style = "green" if part.trainable else None

@@ -42,9 +42,9 @@ class VisionConfig:
     config: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        if self.layer >= 0:
+        if not isinstance(self.layer, int) or self.layer >= 0:
             raise FlamingoError(
-                f"vision.layer is {self.layer}; expected a number below 0, counted from the end: -1 for the last block"
+                f"vision.layer is {self.layer!r}; expected a whole number below 0: -1 is the last block"
             )
 
 

@@ -88,7 +88,7 @@ def load_vision(config: VisionConfig) -> tuple[VisionTower, VisionEncoder]:
     )
     encoder = VisionEncoder(tower)
     if state is not None:
-        state.load_into(encoder.tower)
+        state.load_into(encoder.tower, tower)
     return tower, encoder
 
 

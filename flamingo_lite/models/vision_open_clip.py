@@ -44,19 +44,25 @@ class State:
     tensors: Mapping[str, Tensor]
     source: str
 
-    def load_into(self, module: nn.Module) -> None:
-        """Raises FlamingoError for tensors that are missing or misshapen; those of dropped layers are left."""
+    def load_into(self, module: nn.Module, tower: VisionTower) -> None:
+        """Raises FlamingoError for tensors that are missing, misshapen, or that the whole `tower` has no place for;
+        those of layers that were cut away are left.
+        """
         wanted = module.state_dict()
+        with torch.device("meta"):
+            whole = _build(tower).state_dict().keys()
+        superfluous = sorted(self.tensors.keys() - whole)
         missing = [key for key in wanted if key not in self.tensors]
         misshapen = [
             f"{key} ({tuple(self.tensors[key].shape)}, expected {tuple(wanted[key].shape)})"
             for key in wanted
             if key in self.tensors and self.tensors[key].shape != wanted[key].shape
         ]
-        if missing or misshapen:
+        if missing or misshapen or superfluous:
             raise FlamingoError(
                 f"{self.source} does not fit its config: {len(missing)} tensors missing, {len(misshapen)} of another "
-                f"shape, first {(missing + misshapen)[0]}; expected the weights that belong to {CONFIG}"
+                f"shape, {len(superfluous)} too many, first {(missing + misshapen + superfluous)[0]}; expected the weights "
+                f"that belong to {CONFIG}"
             )
         module.load_state_dict({key: self.tensors[key] for key in wanted})
 
@@ -179,7 +185,12 @@ def load_name(config: VisionConfig) -> tuple[VisionTower, State | None]:
         return _describe(known, known["vision_cfg"], preprocess, config), None
     try:
         model = open_clip.create_model(config.name, pretrained=config.pretrained)
-    except (OSError, RuntimeError, ValueError, pickle.UnpicklingError) as error:
+    except pickle.UnpicklingError as error:  # torch's own message advises to run it
+        raise FlamingoError(
+            f"the vision weights {config.pretrained} hold a pickle of more than tensors, which is never run; expected a "
+            "safetensors file"
+        ) from error
+    except (OSError, RuntimeError, ValueError) as error:
         raise FlamingoError(
             f"cannot load vision encoder {config.name} ({config.pretrained}): {error}"
         ) from error

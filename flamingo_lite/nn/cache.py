@@ -10,7 +10,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import cast
 
-import torch
 from torch import Tensor
 
 KeysValues = tuple[Tensor, Tensor]
@@ -95,8 +94,3 @@ class Media:
     index: Tensor  # (b t) the last image at or before the position, -1 for none
     first: Tensor | None  # (b t) the first image of the position's document; None: a row is one document
     is_packed: bool
-
-
-def empty_media(tokens: int, width: int, like: Tensor) -> MediaCache:
-    """A cache of no images, for prompts of text alone."""
-    return MediaCache(media=torch.zeros(0, tokens, width, dtype=like.dtype, device=like.device))

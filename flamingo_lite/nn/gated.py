@@ -20,6 +20,7 @@ from flamingo_lite.nn.attention import attend
 from flamingo_lite.nn.cache import MediaCache
 from flamingo_lite.nn.feed_forward import FEED_FORWARDS
 from flamingo_lite.nn.masks import MediaLayout, PreviousLayout
+from flamingo_lite.nn.sizes import check_optional_sizes, check_sizes
 
 PLACES: dict[str, Callable[[int, int], bool]] = {
     "end": lambda layer, every: (layer + 1) % every == 0,
@@ -72,11 +73,8 @@ class GatedConfig:
     feed_forward_width: int | None = None
 
     def __post_init__(self) -> None:
-        for name in ("every", "ff_mult"):
-            _check_size(name, getattr(self, name))
-        for name in ("heads", "dim_head", "key_value_heads", "feed_forward_width"):
-            if getattr(self, name) is not None:
-                _check_size(name, getattr(self, name))
+        check_sizes("fusion", self, ("every", "ff_mult"))
+        check_optional_sizes("fusion", self, ("heads", "dim_head", "key_value_heads", "feed_forward_width"))
         for name in ("gate_mean", "gate_std", "norm_eps"):
             _check_number(name, getattr(self, name))
         for name, choices in CHOICES.items():
@@ -108,11 +106,6 @@ class GatedConfig:
                 "give fusion.dim_head"
             )
         return self.heads, self.key_value_heads or self.heads, self.dim_head or width // self.heads
-
-
-def _check_size(name: str, value: object) -> None:
-    if not isinstance(value, int) or value < 1:
-        raise FlamingoError(f"fusion.{name} is {value!r}; it must be a whole number, at least 1")
 
 
 def _check_number(name: str, value: object) -> None:

@@ -54,8 +54,14 @@ def check_messages(chats: Any) -> None:
 
     `chats`: a list of messages, or a list of such lists.
     """
+    if not chats:
+        raise FlamingoError("a chat needs at least one message, got none")
     for i, messages in enumerate(chats if chats and not isinstance(chats[0], Mapping) else [chats]):
         for j, message in enumerate(messages):
+            if not isinstance(message, Mapping):
+                raise FlamingoError(
+                    f"chat {i}, message {j} is a {type(message).__name__}; expected {{'role': ..., 'content': ...}}"
+                )
             content = message.get("content")
             for part in [] if content is None or isinstance(content, str) else content:
                 kind = part.get("type") if isinstance(part, Mapping) else type(part).__name__

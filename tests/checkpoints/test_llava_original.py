@@ -141,6 +141,7 @@ def test_loading_twice_gives_the_same_row_for_the_image_token(directory: Path) -
         ("mm_vision_select_feature", "cls"),
         ("mm_use_im_start_end", True),
         ("model_type", "llava_mpt"),
+        ("image_aspect_ratio", "anyres"),
     ],
 )
 def test_what_is_not_supported_is_refused_by_field(directory: Path, field: str, value: object) -> None:
@@ -163,3 +164,11 @@ def test_a_projector_of_another_width_is_refused(directory: Path) -> None:
 def test_a_projector_that_is_code_is_refused(directory: Path) -> None:
     torch.save({"model.mm_projector.0.weight": ref.Pair}, directory / "mm_projector.bin")
     assert "mm_projector.bin holds a pickle" in refused(directory)
+
+
+@pytest.mark.parametrize(
+    ("field", "value"), [("mm_vision_tower", None), ("mm_vision_select_layer", "-2"), ("torch_dtype", "auto")]
+)
+def test_a_value_of_the_wrong_kind_is_one_line(directory: Path, field: str, value: object) -> None:
+    change(directory, **{field: value})
+    assert str(directory) in refused(directory) or "vision.layer" in refused(directory)

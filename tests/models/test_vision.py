@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -85,6 +86,18 @@ def test_damaged_directories_are_named(tmp_path: Path, vision_directory: Path) -
         load_vision(VisionConfig(str(tmp_path)))
 
 
+def test_weights_that_the_config_has_no_place_for_are_refused(tmp_path: Path, vision_directory: Path) -> None:
+    shutil.copytree(vision_directory, tmp_path / "clip")
+    path = tmp_path / "clip" / "open_clip_config.json"
+    config = json.loads(path.read_text())
+    config["model_cfg"]["vision_cfg"]["layers"] = 1
+    path.write_text(json.dumps(config))
+    with pytest.raises(
+        FlamingoError, match=r"0 of another shape, \d+ too many, first transformer.resblocks.1."
+    ):
+        load_vision(VisionConfig(str(tmp_path / "clip")))
+
+
 def test_weights_that_do_not_fit_are_named_by_key_and_shape(tmp_path: Path, vision_directory: Path) -> None:
     from safetensors.torch import load_file, save_file
 
@@ -96,7 +109,9 @@ def test_weights_that_do_not_fit_are_named_by_key_and_shape(tmp_path: Path, visi
         load_vision(VisionConfig(str(tmp_path)))
     del state["visual.ln_pre.weight"]
     save_file(state, tmp_path / "open_clip_model.safetensors")
-    with pytest.raises(FlamingoError, match=r"1 tensors missing, 1 of another shape, first ln_pre.weight"):
+    with pytest.raises(
+        FlamingoError, match=r"1 tensors missing, 1 of another shape, 0 too many, first ln_pre.weight"
+    ):
         load_vision(VisionConfig(str(tmp_path)))
 
 

@@ -80,3 +80,10 @@ def test_contents_that_would_be_lost_are_refused_by_message(part: Any, found: st
     ):
         with pytest.raises(FlamingoError, match=f"{place}: a part of type {found}"):
             check_messages(chats)
+
+
+def test_a_chat_without_messages_and_one_of_bare_texts_are_refused() -> None:
+    with pytest.raises(FlamingoError, match="at least one message"):
+        check_messages([])
+    with pytest.raises(FlamingoError, match="chat 0, message 0 is a str"):
+        check_messages(["hi"])
