@@ -44,7 +44,8 @@ class VisionConfig:
     def __post_init__(self) -> None:
         if not isinstance(self.layer, int) or self.layer >= 0:
             raise FlamingoError(
-                f"vision.layer is {self.layer!r}; expected a whole number below 0: -1 is the last block"
+                f"vision.layer is {self.layer!r}; expected a number below 0, counted from the end: -1 for the "
+                "last block"
             )
 
 
