@@ -25,14 +25,13 @@ from flamingo_lite.checkpoints.foreign import Format, came_from, refuse
 from flamingo_lite.checkpoints.keys import Rename, Rule, State, put_weights, take_weights
 from flamingo_lite.checkpoints.tensors import read_directory, write_directory
 from flamingo_lite.document import IMAGE_TOKEN
-from flamingo_lite.errors import FlamingoError
+from flamingo_lite.errors import FlamingoError, first_line
 from flamingo_lite.image_transform import ImageTransform
 from flamingo_lite.models.configuration import VisionLanguageConfig
 from flamingo_lite.models.connector import ConnectorConfig
 from flamingo_lite.models.fusion import FusionConfig
 from flamingo_lite.models.language import LOADING_ERRORS
 from flamingo_lite.models.model import VisionLanguageModel
-from flamingo_lite.models.tower import first_line
 from flamingo_lite.models.vision import VisionConfig, VisionTower, tower_to_dict, vision_tower
 from flamingo_lite.processing import VisionLanguageProcessor
 from flamingo_lite.text.template import Template

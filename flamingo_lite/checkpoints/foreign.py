@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from flamingo_lite.checkpoints.tensors import holds_weights, read_directory
-from flamingo_lite.errors import FlamingoError
+from flamingo_lite.errors import FlamingoError, first_line
 from flamingo_lite.models.model import VisionLanguageModel
 from flamingo_lite.processing import VisionLanguageProcessor
 
@@ -93,8 +93,7 @@ def one_line(directory: Path, format_name: str) -> Iterator[None]:
     try:
         yield
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        found = (str(error).strip().splitlines() or [""])[0]
         raise FlamingoError(
-            f"cannot read {directory} as {format_name}: {type(error).__name__}: {found}; a value in its json files is "
-            "missing or of the wrong kind"
+            f"cannot read {directory} as {format_name}: {type(error).__name__}: {first_line(error)}; a value in its json "
+            "files is missing or of the wrong kind"
         ) from error

@@ -19,17 +19,17 @@ from flamingo_lite.checkpoints import parts
 from flamingo_lite.checkpoints.foreign import Format, came_from, read_json
 from flamingo_lite.checkpoints.keys import Rename, Rule, put_weights
 from flamingo_lite.checkpoints.llava import respelled
-from flamingo_lite.checkpoints.tensors import read_directory, read_file
+from flamingo_lite.checkpoints.tensors import read_directory
 from flamingo_lite.document import IMAGE_TOKEN
-from flamingo_lite.errors import FlamingoError
+from flamingo_lite.errors import FlamingoError, first_line
 from flamingo_lite.image_transform import ImageTransform
 from flamingo_lite.models.configuration import VisionLanguageConfig
 from flamingo_lite.models.connector import ConnectorConfig
 from flamingo_lite.models.fusion import FusionConfig
 from flamingo_lite.models.language import LOADING_ERRORS
 from flamingo_lite.models.model import VisionLanguageModel
-from flamingo_lite.models.tower import first_line
 from flamingo_lite.models.vision import VisionConfig, VisionTower, load_vision, tower_to_dict, vision_tower
+from flamingo_lite.models.weights import read_file
 from flamingo_lite.processing import VisionLanguageProcessor
 from flamingo_lite.text.template import Template
 

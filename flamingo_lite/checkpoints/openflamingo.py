@@ -28,7 +28,6 @@ from flamingo_lite.checkpoints.keys import (
     under,
 )
 from flamingo_lite.checkpoints.openflamingo_parts import CHECKPOINT, PARTS, Parts, parts_to_dict, read_parts
-from flamingo_lite.checkpoints.tensors import read_file
 from flamingo_lite.document import IMAGE_TOKEN
 from flamingo_lite.errors import FlamingoError
 from flamingo_lite.image_transform import ImageTransform
@@ -38,6 +37,7 @@ from flamingo_lite.models.language import decoder_layers, load_language
 from flamingo_lite.models.model import VisionLanguageModel
 from flamingo_lite.models.parts import backbone_directory
 from flamingo_lite.models.vision import load_vision, tower_to_dict, vision_tower
+from flamingo_lite.models.weights import read_file
 from flamingo_lite.nn.gated import GatedConfig
 from flamingo_lite.nn.resampler import ResamplerConfig
 from flamingo_lite.processing import VisionLanguageProcessor

@@ -12,9 +12,9 @@ from huggingface_hub.errors import HfHubHTTPError
 from transformers import AddedToken, PreTrainedTokenizerBase
 
 from flamingo_lite.document import END_OF_CHUNK, IMAGE_TOKEN
-from flamingo_lite.errors import FlamingoError
+from flamingo_lite.errors import FlamingoError, first_line
 from flamingo_lite.models.language import LanguageConfig, load_tokenizer
-from flamingo_lite.models.tower import VisionConfig, first_line
+from flamingo_lite.models.tower import VisionConfig
 from flamingo_lite.names import check_choice
 
 CHECKPOINT = "checkpoint.pt"

@@ -21,12 +21,12 @@ from transformers import (
 from flamingo_lite.checkpoints.foreign import refuse
 from flamingo_lite.checkpoints.keys import NewRows, Rename, Rule
 from flamingo_lite.document import IMAGE_TOKEN
-from flamingo_lite.errors import FlamingoError
+from flamingo_lite.errors import FlamingoError, first_line
 from flamingo_lite.image_transform import RESAMPLING, ImageTransform
 from flamingo_lite.models.configuration import VisionLanguageConfig
 from flamingo_lite.models.language import LOADING_ERRORS, LanguageConfig, load_tokenizer, refuse_other_models
 from flamingo_lite.models.model import VisionLanguageModel
-from flamingo_lite.models.tower import VisionTower, first_line
+from flamingo_lite.models.tower import VisionTower
 from flamingo_lite.models.vision import VisionEncoder
 from flamingo_lite.models.vision_transformers import type_of
 from flamingo_lite.processing import VisionLanguageProcessor

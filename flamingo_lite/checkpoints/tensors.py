@@ -3,19 +3,14 @@
 from __future__ import annotations
 
 import json
-import pickle
-import zipfile
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
-import torch
 from huggingface_hub import save_torch_state_dict
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor
 
 from flamingo_lite.errors import FlamingoError
+from flamingo_lite.models.weights import read_file
 
 WEIGHTS = ("model.safetensors", "pytorch_model.bin")
 """The names of a whole weight file, the first one found is read; `.index.json` behind one names its shards."""
@@ -42,25 +37,6 @@ def holds_weights(directory: Path) -> bool:
     return any((directory / f"{name}{index}").is_file() for name in WEIGHTS for index in ("", ".index.json"))
 
 
-def read_file(path: Path) -> dict[str, Tensor]:
-    """The tensors of one file: safetensors, or a dictionary that PyTorch saved; no pickled object is made."""
-    try:
-        if path.suffix == ".safetensors":
-            return load_file(path)
-        # Files of PyTorch before 1.6 are no archives and cannot be mapped.
-        found = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
-    except pickle.UnpicklingError as error:
-        raise FlamingoError(
-            f"{path} holds a pickle of more than tensors, which is never run; expected safetensors, or tensors alone"
-        ) from error
-    except (OSError, SafetensorError, RuntimeError, EOFError, ValueError, KeyError) as error:
-        raise FlamingoError(
-            f"cannot read {path}: {str(error).splitlines()[0] if str(error) else type(error).__name__}; expected a "
-            "whole file of tensors"
-        ) from error
-    return _tensors(found, path)
-
-
 def write_directory(state: Mapping[str, Tensor], directory: Path) -> None:
     """Writes model.safetensors, or shards of 5 GB and their index, as transformers reads them."""
     save_torch_state_dict(dict(state), directory, max_shard_size="5GB")
@@ -79,12 +55,3 @@ def _read_shards(index: Path) -> dict[str, Tensor]:
             raise FlamingoError(f"{index} names the shard {name!r}; expected files beside the index")
         state |= read_file(index.parent / name)
     return state
-
-
-def _tensors(found: Any, path: Path) -> dict[str, Tensor]:
-    if isinstance(found, dict):
-        # Training checkpoints keep the weights beside the optimizer's state.
-        found = found.get("model_state_dict", found.get("state_dict", found))
-    if not isinstance(found, dict) or not all(isinstance(value, Tensor) for value in found.values()):
-        raise FlamingoError(f"{path} holds a {type(found).__name__}; expected tensors by their keys")
-    return found

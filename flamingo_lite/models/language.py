@@ -29,7 +29,7 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from flamingo_lite.errors import FlamingoError
+from flamingo_lite.errors import FlamingoError, first_line
 from flamingo_lite.models.parts import backbone_directory, check_loading_info, on_meta_device, written_config
 
 HEAD_POST_PROCESSING = (
@@ -151,7 +151,7 @@ def load_tokenizer(config: LanguageConfig) -> PreTrainedTokenizerBase:
 
 
 def _cannot_load(what: str, config: LanguageConfig, error: Exception) -> str:
-    reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+    reason = first_line(error)
     revision = f" at revision {config.revision}" if config.revision else ""
     return (
         f"cannot load the {what} {config.name!r}{revision}: {reason}; expected 'tiny', a directory, or a "

@@ -14,7 +14,7 @@ import torch
 from torch import nn
 from transformers import CONFIG_MAPPING, AutoConfig, GenerationMixin, PretrainedConfig, PreTrainedModel
 
-from flamingo_lite.errors import FlamingoError
+from flamingo_lite.errors import FlamingoError, first_line
 from flamingo_lite.names import check_choice
 
 BACKBONES = Path(__file__).parent.parent / "backbones"
@@ -74,9 +74,8 @@ def written_config(fields: Mapping[str, Any], where: str) -> PretrainedConfig:
     try:
         return AutoConfig.for_model(kind, **values)
     except (TypeError, ValueError, KeyError, AttributeError) as error:
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise FlamingoError(
-            f"{where} cannot be read: {reason}; expected the fields of {known.__name__}"
+            f"{where} cannot be read: {first_line(error)}; expected the fields of {known.__name__}"
         ) from error
 
 

@@ -14,8 +14,8 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from flamingo_lite.errors import FlamingoError
-from flamingo_lite.models.tower import VisionTower, first_line, pair
+from flamingo_lite.errors import FlamingoError, first_line
+from flamingo_lite.models.tower import VisionTower, pair
 
 
 @dataclass(frozen=True)

@@ -114,12 +114,6 @@ class _Call(nn.Module):
         return self.read(self.module, pixel_values)
 
 
-def first_line(error: Exception) -> str:
-    """What an exception says, short enough for a message of one line."""
-    lines = str(error).strip().splitlines()
-    return lines[0].strip() if lines else type(error).__name__
-
-
 def refuse_class_token(encoder: str) -> FlamingoError:
     return FlamingoError(f"vision.class_token is true, but {encoder} has no class token; set it to false")
 

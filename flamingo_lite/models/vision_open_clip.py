@@ -15,21 +15,19 @@ from typing import Any, cast
 
 import torch
 from einops import rearrange
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from flamingo_lite.errors import FlamingoError
+from flamingo_lite.errors import FlamingoError, first_line
 from flamingo_lite.models.tower import (
     Reading,
     VisionConfig,
     VisionTower,
     feature_shape,
-    first_line,
     pair,
     refuse_class_token,
     refuse_final_norm,
 )
+from flamingo_lite.models.weights import read_file
 from flamingo_lite.names import check_choice
 
 CONFIG = "open_clip_config.json"
@@ -160,7 +158,9 @@ def load_directory(directory: Path, config: VisionConfig) -> tuple[VisionTower, 
                 f"{directory} holds no vision weights; expected {' or '.join(WEIGHTS)}, a file given as "
                 "vision.pretrained, or vision.pretrained=false"
             )
-    state = {key.removeprefix("module."): value for key, value in read_tensors(weights).items()}
+    state = {
+        key.removeprefix("module."): value for key, value in read_file(weights, "the vision weights").items()
+    }
     prefix = "visual."
     return tower, State(
         {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)},
@@ -199,30 +199,6 @@ def load_name(config: VisionConfig) -> tuple[VisionTower, State | None]:
     preprocess = dict(open_clip.get_model_preprocess_cfg(model))
     tower = _describe({**known, "quick_gelu": has_quick_gelu}, known["vision_cfg"], preprocess, config)
     return tower, State(visual.state_dict(), f"{config.name} ({config.pretrained})")
-
-
-def read_tensors(path: Path) -> dict[str, Tensor]:
-    """The tensors of a safetensors file, or of a PyTorch file that holds tensors alone: no pickled object is made."""
-    try:
-        if path.suffix == ".safetensors":
-            return load_file(path)
-        found = torch.load(path, map_location="cpu", weights_only=True)
-    except (OSError, SafetensorError, RuntimeError, EOFError, ValueError, KeyError) as error:
-        raise FlamingoError(
-            f"cannot read the vision weights {path}: {first_line(error)}; expected a whole safetensors file, or "
-            "PyTorch's own of tensors alone"
-        ) from error
-    except pickle.UnpicklingError as error:
-        raise FlamingoError(
-            f"the vision weights {path} hold a pickle of more than tensors, which is never run; expected a "
-            "safetensors file"
-        ) from error
-    state = found.get("state_dict", found) if isinstance(found, dict) else found
-    if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
-        raise FlamingoError(
-            f"the vision weights {path} hold a {type(found).__name__}; expected tensors by their keys"
-        )
-    return state
 
 
 def _describe(

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from transformers import MODEL_MAPPING, AutoConfig, AutoImageProcessor, PretrainedConfig, PreTrainedModel
 from transformers.utils import logging
 
-from flamingo_lite.errors import FlamingoError
+from flamingo_lite.errors import FlamingoError, first_line
 from flamingo_lite.image_transform import ImageTransform
 from flamingo_lite.models.language import LOADING_ERRORS
 from flamingo_lite.models.parts import on_meta_device, written_config
@@ -30,7 +30,6 @@ from flamingo_lite.models.tower import (
     Reading,
     VisionConfig,
     VisionTower,
-    first_line,
     pair,
     refuse_class_token,
     refuse_final_norm,

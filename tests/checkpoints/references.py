@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 from dataclasses import dataclass
 from pathlib import Path
 from random import Random
@@ -10,12 +11,15 @@ from typing import Any
 
 import numpy as np
 import PIL.Image
+import pytest
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 from transformers import CLIPImageProcessor, PreTrainedTokenizerFast
 
+import flamingo_lite as fl
 from flamingo_lite.batch import Batch
 from flamingo_lite.document import Document, Image
+from flamingo_lite.errors import FlamingoError
 from flamingo_lite.models.model import VisionLanguageModel
 from flamingo_lite.processing import VisionLanguageProcessor
 
@@ -100,3 +104,17 @@ def with_position_ids(batch: Batch) -> dict[str, Any]:
     if len(batch.pixel_values):
         taken["pixel_values"] = batch.pixel_values
     return taken
+
+
+def change(directory: Path, **fields: Any) -> None:
+    """Other values in config.json."""
+    path = directory / "config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **fields}))
+
+
+def refused(directory: Path) -> str:
+    """The one line with which a directory is refused."""
+    with pytest.raises(FlamingoError) as caught:
+        fl.load(directory)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import references as ref
 import torch
+from references import refused
 from safetensors.torch import load_file, save_file
 from transformers import (
     Blip2Config,
@@ -250,13 +251,6 @@ def test_a_text_for_a_connector_that_reads_none_is_refused() -> None:
 
 
 # ---- bad input
-
-
-def refused(directory: Path) -> str:
-    with pytest.raises(FlamingoError) as caught:
-        fl.load(directory)
-    assert "\n" not in str(caught.value)
-    return str(caught.value)
 
 
 def test_an_encoder_decoder_is_refused_by_name(tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import references as ref
 import torch
+from references import change, refused
 from safetensors.torch import load_file, save_file
 from transformers import (
     CLIPVisionConfig,
@@ -201,18 +202,6 @@ def directory(tmp_path: Path) -> Path:
     config = LlavaConfig(vision_config=vision, text_config=text, image_token_index=IMAGE)
     write(LlavaForConditionalGeneration(config), tmp_path)
     return tmp_path
-
-
-def change(directory: Path, **fields: Any) -> None:
-    path = directory / "config.json"
-    path.write_text(json.dumps({**json.loads(path.read_text()), **fields}))
-
-
-def refused(directory: Path) -> str:
-    with pytest.raises(FlamingoError) as caught:
-        fl.load(directory)
-    assert "\n" not in str(caught.value)
-    return str(caught.value)
 
 
 def test_a_list_of_layers_is_refused(directory: Path) -> None:

@@ -11,6 +11,7 @@ import pytest
 import references as ref
 import torch
 import torch.nn.functional as F
+from references import change, refused
 from transformers import (
     CLIPVisionConfig,
     LlamaConfig,
@@ -20,7 +21,6 @@ from transformers import (
 )
 
 import flamingo_lite as fl
-from flamingo_lite.errors import FlamingoError
 
 IMAGE = ref.WORDS
 LANGUAGES = {"llava": LlamaConfig, "llava_mistral": MistralConfig}
@@ -103,18 +103,6 @@ def directory(tmp_path: Path) -> Path:
     """A directory to change or to spoil."""
     write(reference_of("llava", "patch"), tmp_path, "llava", "patch", is_apart=True)
     return tmp_path
-
-
-def change(directory: Path, **fields: Any) -> None:
-    path = directory / "config.json"
-    path.write_text(json.dumps({**json.loads(path.read_text()), **fields}))
-
-
-def refused(directory: Path) -> str:
-    with pytest.raises(FlamingoError) as caught:
-        fl.load(directory)
-    assert "\n" not in str(caught.value)
-    return str(caught.value)
 
 
 @torch.no_grad()
