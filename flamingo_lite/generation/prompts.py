@@ -5,7 +5,7 @@ Shape letters: b batch, t text positions, m images, n media tokens per image, d 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -68,11 +68,11 @@ def prompt_batches(
     """All prompts, shortest first, at most `batch_size` a batch; their images through one cache."""
     if batch_size < 1:
         raise FlamingoError(f"batch_size is {batch_size}; it must be at least 1")
-    number: dict[MediaKey, int] = {}
+    distinct: dict[MediaKey, Image] = {}
     for prompt in encoded:
-        for key in prompt.media_keys:
-            number.setdefault(key, len(number))
-    cache = _encode_distinct_images(model, processor, encoded, len(number))
+        distinct |= dict(zip(prompt.media_keys, prompt.images, strict=True))
+    number = {key: i for i, key in enumerate(distinct)}
+    cache = _encode_images(model, processor, distinct)
     # A stable sort: which prompts share a batch depends on nothing but their lengths and order.
     order = sorted(range(len(encoded)), key=lambda i: len(encoded[i]))
     for start in range(0, len(order), batch_size):
@@ -80,14 +80,11 @@ def prompt_batches(
         yield _collate(model, processor, rows, [encoded[i] for i in rows], cache, number)
 
 
-def _encode_distinct_images(
-    model: VisionLanguageModel, processor: VisionLanguageProcessor, encoded: Sequence[Encoded], count: int
+def _encode_images(
+    model: VisionLanguageModel, processor: VisionLanguageProcessor, distinct: Mapping[MediaKey, Image]
 ) -> MediaCache:
-    distinct: dict[MediaKey, Image] = {}
-    for prompt in encoded:
-        distinct |= dict(zip(prompt.media_keys, prompt.images, strict=True))
     keys, tokens = list(distinct), []
-    for start in range(0, count, IMAGES_AT_ONCE):
+    for start in range(0, len(keys), IMAGES_AT_ONCE):
         chosen = keys[start : start + IMAGES_AT_ONCE]
         pixels = torch.stack([processor.image_transform(distinct[key]) for key in chosen])
         text = processor.connector_text([ids for _, ids in chosen]).values()
