@@ -12,6 +12,17 @@ class FlamingoError(Exception):
         super().__init__(" ".join(message.split()))
 
 
+class SampleError(FlamingoError):
+    """One sample cannot be used; the others can. `reason`: the word under which it is counted ("image", "json")."""
+
+    def __init__(self, message: str, reason: str) -> None:
+        super().__init__(message)
+        self.reason = reason
+
+    def __reduce__(self) -> tuple[type["SampleError"], tuple[str, str]]:
+        return type(self), (str(self), self.reason)  # worker processes send it home
+
+
 def first_line(error: BaseException) -> str:
     """What an exception says, short enough for a message of one line."""
     lines = str(error).strip().splitlines()
