@@ -166,7 +166,9 @@ def split(name: str) -> tuple[str | None, str]:
     """Key and suffix (in lower case, as in webdataset) of a member's name; no key for metadata (`__like_this__`)
     and for names without a suffix."""
     key, suffix = base_plus_ext(name)
-    return (None, "") if key is None or key.startswith("__") else (key, suffix.lower())
+    if key is None or suffix is None or key.startswith("__"):
+        return None, ""
+    return key, suffix.lower()
 
 
 def is_member(name: str) -> bool:

@@ -107,7 +107,8 @@ def test_members_are_those_that_webdataset_reads(form: str, tmp_path: Path) -> N
 def test_members_that_are_never_read_are_named_with_a_reason(tmp_path: Path) -> None:
     members: list[tuple[str, bytes] | tarfile.TarInfo] = [
         ("__meta__.json", b"{}"), ("a.json", b"{}"), ("a.pkl", b"x"), ("a.pth", b"x"), ("a.json.gz", b"x"),
-        info("a.1.jpg", kind=tarfile.SYMTYPE, linkname="/etc/passwd"), info("a.2.jpg", kind=tarfile.LNKTYPE, linkname="a.json"),
+        info("a.1.jpg", kind=tarfile.SYMTYPE, linkname="/etc/passwd"),
+        info("a.2.jpg", kind=tarfile.LNKTYPE, linkname="a.json"),
         info("a.3.jpg", kind=tarfile.CHRTYPE), info("a.4.jpg", kind=tarfile.BLKTYPE), info("a.5.jpg", kind=tarfile.FIFOTYPE),
         info("folder", kind=tarfile.DIRTYPE), ("README", b"x"),
     ]  # fmt: skip
