@@ -163,3 +163,14 @@ def mark_chunks(segments: Sequence[Text | Image]) -> list[Text | Image]:
         ends = is_last or (seen_image and isinstance(segments[position + 1], Image))
         marked.append(Text(segment.text, segment.loss, segment.role, ends))
     return marked
+
+
+def join_texts(segments: Sequence[Text | Image], joint: str) -> list[Text | Image]:
+    """Texts that stand side by side as one, with `joint` between them."""
+    joined: list[Text | Image] = []
+    for segment in segments:
+        if joined and isinstance(segment, Text) and isinstance(joined[-1], Text):
+            joined[-1] = Text(f"{joined[-1].text}{joint}{segment.text}", segment.loss, segment.role)
+        else:
+            joined.append(segment)
+    return joined
