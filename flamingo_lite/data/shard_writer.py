@@ -12,8 +12,13 @@ import webdataset
 
 from flamingo_lite.data.manifest import MANIFEST, Manifest, Shard, load_manifest, sha256_of
 from flamingo_lite.data.samples import to_sample
+from flamingo_lite.data.shard_index import index_bytes, index_name
 from flamingo_lite.document import Document
 from flamingo_lite.errors import FlamingoError
+
+
+OWN_FILES = ("shard-*.tar", "shard-*.tar.idx", ".shard-*.partial")
+"""What an earlier writer, finished or killed, may have left in the directory."""
 
 
 class ShardWriter:
@@ -89,20 +94,25 @@ class ShardWriter:
             _sync(file)
         # From here on an overwritten directory is no longer the old one: better no manifest than a wrong one.
         manifest.unlink(missing_ok=True)
-        for name in [*(shard.name for shard in self._shards), MANIFEST]:
+        names = self._names()
+        for name in names:
             self._published.append(self.directory / name)
             os.replace(_temporary(self.directory / name), self.directory / name)
         _sync_directory(self.directory)
-        kept = {shard.name for shard in self._shards}
-        for path in [*self.directory.glob("shard-*.tar"), *self.directory.glob(".shard-*.partial")]:
-            if path.name not in kept:  # shards of the directory's former life, or of a run that was killed
+        for path in (p for pattern in OWN_FILES for p in self.directory.glob(pattern)):
+            if path.name not in names:  # shards of the directory's former life, or of a run that was killed
                 path.unlink()
+
+    def _names(self) -> list[str]:
+        """What the directory is to hold: each shard and its index, and the manifest at last."""
+        shards = [name for shard in self._shards for name in (shard.name, index_name(shard.name))]
+        return [*shards, MANIFEST]
 
     def _discard(self) -> None:
         if self._tar is not None:
             self._tar.abandon()
-        names = [*(shard.name for shard in self._shards), MANIFEST]
-        for path in [*(_temporary(self.directory / name) for name in names), *self._published]:
+        temporary = (_temporary(self.directory / name) for name in self._names())
+        for path in [*temporary, *self._published]:
             path.unlink(missing_ok=True)
         if self._created:
             with suppress(OSError):  # not empty: somebody else's files are in it by now
@@ -115,6 +125,7 @@ class _OpenShard:
     def __init__(self, directory: Path, name: str) -> None:
         self.name = name
         self.path = _temporary(directory / name)
+        self.index_path = _temporary(directory / index_name(name))
         self.offsets: list[int] = []
         self.images = 0
         self._keys: set[str] = set()
@@ -134,11 +145,15 @@ class _OpenShard:
         self.images += len(sample) - 2
 
     def close(self) -> Shard:
+        index = index_bytes([*self.offsets, self._writer.tarstream.offset])
         self._writer.close()
         _sync(self._file)
         self._file.close()
+        with self.index_path.open("wb") as file:
+            file.write(index)
+            _sync(file)
         size, samples = self.path.stat().st_size, len(self.offsets)
-        return Shard(self.name, size, sha256_of(self.path), samples, self.images, tuple(self.offsets))
+        return Shard(self.name, size, sha256_of(self.path), samples, self.images)
 
     def abandon(self) -> None:
         # A full disk refuses the last buffers once more. An archive left open would try again when collected.
@@ -146,6 +161,7 @@ class _OpenShard:
             with suppress(OSError):
                 close()
         self.path.unlink(missing_ok=True)
+        self.index_path.unlink(missing_ok=True)
 
 
 def write_shards(
