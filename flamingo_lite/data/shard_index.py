@@ -17,11 +17,6 @@ from flamingo_lite.errors import FlamingoError
 Offsets = NDArray[np.int64]
 
 
-def index_name(shard: str) -> str:
-    """The name of a shard's index."""
-    return f"{shard}.idx"
-
-
 def index_bytes(offsets: Sequence[int]) -> bytes:
     """What an index holds. `offsets`: of each sample, and of the end."""
     return np.asarray(offsets, "<u8").tobytes()
@@ -36,7 +31,7 @@ def sample_offsets(store: Store, shard: Shard) -> Offsets:
     if shard.offsets:
         return np.array([*shard.offsets, shard.bytes], np.int64)
     if (data := store.sidecar(shard)) is not None:
-        return _from_index(data, shard, f"{store.location}/{index_name(shard.name)}")
+        return _from_index(data, shard, f"{store.location}/{shard.name}.idx")
     return _scanned(store, shard)
 
 
