@@ -16,6 +16,7 @@ REASONS = {
     "text": "a text is no str, cannot be encoded, or is longer than the limit",
     "images": "the document has more images than the limit",
     "image": "an image is no JPEG, PNG or WebP, or is not whole",
+    "no_labels": "none of its tokens is trained on",
     "pixels": "an image has more pixels than the limit",
 }
 
