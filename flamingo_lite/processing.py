@@ -4,6 +4,7 @@ Here, and nowhere else, it is decided which position attends to which image (`me
 Shape letters: b batch, t text positions, m images in the whole batch, c channels, h height, w width.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import Any, Literal, Self, TypeVar, cast
 
 import torch
 from torch import Tensor
+from torch.utils.data import get_worker_info
 from transformers import AutoTokenizer, BatchFeature, PreTrainedTokenizerBase, ProcessorMixin
 from transformers.utils import cached_file
 
@@ -197,10 +199,10 @@ class VisionLanguageProcessor(ProcessorMixin):
 
     def _pixels(self, images: Sequence[tuple[Image, Encoded]], draft: bool = False) -> Tensor:
         height, width = self.image_transform.size
-        pixels = torch.empty(len(images), 3, height, width)
+        pixels = _empty((len(images), 3, height, width))
         for i, (image, document) in enumerate(images):
             try:
-                pixels[i] = self.image_transform(image, draft)
+                self.image_transform(image, draft, out=pixels[i])
             except SampleError as error:
                 raise SampleError(f"{document.name}: {error}", error.reason) from error
         return pixels
@@ -330,6 +332,15 @@ def _number_images(
             row.append(number)
         numbers.append(row)
     return numbers, owners
+
+
+def _empty(shape: tuple[int, ...]) -> Tensor:
+    """Room for float32 numbers. In a worker of a DataLoader it lies in shared memory at once, as torch's
+    `default_collate` has it: images would be copied there anyway on their way to the main process."""
+    if get_worker_info() is None or 0 in shape:
+        return torch.empty(shape, dtype=torch.float32)
+    storage = torch.UntypedStorage._new_shared(4 * math.prod(shape), device="cpu")
+    return torch.empty(0, dtype=torch.float32).set_(storage, 0, shape)
 
 
 def _component(kind: type[Component], value: Component | dict[str, Any] | None) -> Component:

@@ -11,6 +11,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from torch.utils.data import DataLoader, Dataset
 from transformers import BatchFeature, PreTrainedTokenizerFast
 
 from flamingo_lite.data.packing import pack
@@ -148,6 +149,29 @@ def test_a_draft_is_made_only_where_it_is_asked_for(processor: VisionLanguagePro
     draft = processor.collate(encoded, draft=True).pixel_values[0]
     assert torch.equal(draft, processor.image_transform(document.images[0], draft=True))
     assert not torch.equal(draft, exact)
+
+
+class OneBatch(Dataset[tuple[torch.Tensor, bool]]):
+    def __init__(self, processor: VisionLanguageProcessor, documents: list[Document]) -> None:
+        self.processor = processor
+        self.documents = documents
+
+    def __getitem__(self, index: int) -> tuple[torch.Tensor, bool]:
+        pixels = self.processor(self.documents).pixel_values
+        return pixels, pixels.is_shared()
+
+    def __len__(self) -> int:
+        return 1
+
+
+@pytest.mark.parametrize("count", [0, 3])
+def test_a_worker_writes_the_images_where_the_main_process_reads_them(
+    processor: VisionLanguageProcessor, count: int
+) -> None:
+    documents = [Document([*PICTURES[:count], "a"])]
+    ((pixels, is_shared),) = DataLoader(OneBatch(processor, documents), batch_size=None, num_workers=1)
+    assert torch.equal(pixels, processor(documents).pixel_values)
+    assert is_shared or not count
 
 
 @settings(max_examples=30, deadline=None)
