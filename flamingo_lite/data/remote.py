@@ -13,18 +13,17 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO
+from typing import Any, BinaryIO
 from urllib.parse import urlsplit
 
 import fsspec
 from fsspec.callbacks import Callback
 
 from flamingo_lite.data.cache import FileCache, disk_error, is_full
+from flamingo_lite.data.manifest import Shard
+from flamingo_lite.data.shard_index import index_fits
 from flamingo_lite.data.stores import MANIFEST, CacheConfig
 from flamingo_lite.errors import FlamingoError, first_line
-
-if TYPE_CHECKING:
-    from flamingo_lite.data.manifest import Shard
 
 MANIFEST_LIMIT = 2**30
 """The most bytes of a manifest that are taken from a server: a million shards."""
@@ -111,11 +110,11 @@ class RemoteStore:
             fetch(f"{self.location}/{MANIFEST}", target, MANIFEST_LIMIT, self.config)
             return target.read_bytes()
 
-    def path(self, shard: "Shard") -> Path:
+    def path(self, shard: Shard) -> Path:
         self.open(shard).close()
         return self._cache.path(f"{shard.sha256}.tar")
 
-    def open(self, shard: "Shard") -> BinaryIO:
+    def open(self, shard: Shard) -> BinaryIO:
         address, check = f"{self.location}/{shard.name}", partial(_check_shard, shard)
 
         def fetch_shard(target: Path) -> None:
@@ -123,14 +122,16 @@ class RemoteStore:
 
         return self._cache.open(f"{shard.sha256}.tar", shard.bytes, fetch_shard)
 
-    def sidecar(self, shard: "Shard") -> bytes | None:
+    def sidecar(self, shard: Shard) -> bytes | None:
         address, size = f"{self.location}/{shard.name}.idx", 8 * (shard.samples + 1)
+        # Its content is not vouched for by a hash: another address's index is not taken for this one's.
+        name = hashlib.sha256(f"{address} {shard.sha256}".encode()).hexdigest()
 
         def fetch_index(target: Path) -> None:
-            fetch(address, target, size, self.config, partial(_check_size, size))
+            fetch(address, target, size, self.config, partial(_check_index, shard))
 
         try:
-            with self._cache.open(f"{shard.sha256}.idx", size, fetch_index) as file:
+            with self._cache.open(f"{name}.idx", size, fetch_index) as file:
                 return file.read()
         except (Missing, Refused):
             # S3 refuses what is not there to those who may not list; the shard itself says if that is all.
@@ -176,7 +177,7 @@ def fetch(
             logger.warning("%s: %s; trying again in %.1f seconds", address, cause, pause)
             time.sleep(pause)
     raise FlamingoError(
-        f"{address}: {config.retries + 1} tries failed, the last one because {cause}; {advice}"
+        f"{address}: not fetched (tries: {config.retries + 1}, the last one: {cause}); {advice}"
     )
 
 
@@ -263,11 +264,16 @@ def _check_size(size: int, path: Path) -> None:
         raise _Mismatch(f"{found:,} bytes came instead of the expected {size:,}")
 
 
-def _check_shard(shard: "Shard", path: Path) -> None:
+def _check_shard(shard: Shard, path: Path) -> None:
     _check_size(shard.bytes, path)
     with path.open("rb") as file:
         if hashlib.file_digest(file, "sha256").hexdigest() != shard.sha256:
             raise _Mismatch(f"the sha256 of what came is not the one in {MANIFEST}")
+
+
+def _check_index(shard: Shard, path: Path) -> None:
+    if not index_fits(path.read_bytes(), shard):
+        raise _Mismatch(f"it does not fit {shard.samples} samples in {shard.bytes:,} bytes")
 
 
 def _is_transfer(error: BaseException) -> bool:
@@ -285,7 +291,7 @@ def _library(error: BaseException) -> str:
 def _said(error: BaseException, timeout: float) -> str:
     if isinstance(error, TimeoutError) or "Timeout" in type(error).__name__:
         return f"nothing came for {timeout:g} seconds"
-    return f"of {type(error).__name__} ({first_line(error)})"
+    return f"{type(error).__name__}: {first_line(error)}"
 
 
 def _status(error: BaseException | None) -> int | None:
