@@ -50,7 +50,6 @@ _PASSING = {
     "ResponseStreamingError",
 }
 """Of botocore's own exceptions those that may pass; all others are about credentials and settings."""
-_LASTING = {"ClientConnectorCertificateError", "InvalidURL"}
 _CREDENTIALS = {
     "s3": "give credentials by the environment or a profile, or data.cache.options.s3.anon=true for a public bucket",
     "gs": "give Google's default credentials, or data.cache.options.gs.token=anon for a public bucket",
@@ -234,7 +233,8 @@ def lasting_failure(address: str, error: BaseException) -> FlamingoError | None:
         return Refused(
             f"{address}: may not be read ({said}); {_CREDENTIALS.get(scheme, _CREDENTIALS['https'])}"
         )
-    if name in _LASTING or (status is not None and 300 <= status < 500 and status not in _PASSING_STATUS):
+    wrong = status is not None and 300 <= status < 500 and status not in _PASSING_STATUS
+    if wrong or name == "InvalidURL" or "certificate verify failed" in str(error):
         return FlamingoError(f"{address}: cannot be read ({said}); correct the address or data.cache.options")
     return None
 

@@ -1,9 +1,11 @@
 """Shards far away: real servers on loopback, one of them with faults; what is read is what was written, or one line."""
 
+import datetime
 import hashlib
 import json
 import logging
 import pickle
+import ssl
 import sys
 import tarfile
 import threading
@@ -478,6 +480,41 @@ def test_a_server_that_is_not_there_is_tried_and_named(tmp_path: Path, first: Sh
         FlamingoError, match=r"http://127.0.0.1:9/a/shards.json: not fetched .tries: 2, .*Connect"
     ):
         open_store("http://127.0.0.1:9/a", config).manifest()
+
+
+@pytest.fixture
+def stranger(server: FaultyServer, tmp_path: Path) -> str:
+    """The server's address behind TLS, with a certificate that nobody vouches for."""
+    from cryptography import x509
+    from cryptography.hazmat.primitives import hashes, serialization
+    from cryptography.hazmat.primitives.asymmetric import ec
+
+    key, name = ec.generate_private_key(ec.SECP256R1()), x509.Name([])
+    now = datetime.datetime.now(datetime.UTC)
+    certificate = x509.CertificateBuilder(
+        name, name, key.public_key(), 1, now, now + datetime.timedelta(days=1)
+    )
+    secret = key.private_bytes(
+        serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+    )
+    public = certificate.sign(key, hashes.SHA256()).public_bytes(serialization.Encoding.PEM)
+    (tmp_path / "certificate.pem").write_bytes(secret + public)
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(tmp_path / "certificate.pem")
+    server.socket = context.wrap_socket(server.socket, server_side=True, do_handshake_on_connect=False)
+    return server.url.replace("http://", "https://")
+
+
+@pytest.mark.parametrize("scheme", SCHEMES)
+def test_a_certificate_that_nobody_vouches_for_is_refused_at_once(
+    scheme: str, stranger: str, server: FaultyServer, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    options = {"s3": {"anon": True, "endpoint_url": stranger}}
+    config = CacheConfig(directory=str(tmp_path / "cache"), options=options)
+    address = "s3://bucket/shards" if scheme == "s3" else f"{stranger}/bucket/shards"
+    with pytest.raises(FlamingoError, match="shards.json: cannot be read .*certificate verify failed"):
+        open_store(address, config).manifest()
+    assert not server.requests and "trying again" not in caplog.text
 
 
 def test_a_full_disk_is_not_the_servers_fault(
