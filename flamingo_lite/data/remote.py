@@ -7,6 +7,7 @@ ends in a whole shard or stops the run.
 import hashlib
 import logging
 import random
+import re
 import tempfile
 import time
 from collections.abc import Callable
@@ -48,8 +49,11 @@ _PASSING = {
     "ResponseParserError",
     "IncompleteReadError",
     "ResponseStreamingError",
+    "FlexibleChecksumError",
+    "ClientError",
 }
-"""Of botocore's own exceptions those that may pass; all others are about credentials and settings."""
+"""Of botocore's own exceptions those that may pass, or have a status; all others are about settings."""
+_ABOUT_CREDENTIALS = re.compile("Credential|Profile|Token|SSO|MetadataRetrieval")
 _CREDENTIALS = {
     "s3": "give credentials by the environment or a profile, or data.cache.options.s3.anon=true for a public bucket",
     "gs": "give Google's default credentials, or data.cache.options.gs.token=anon for a public bucket",
@@ -162,10 +166,12 @@ def fetch(
         except _Mismatch as error:
             cause, advice = str(error), "copy the manifest and its shards there again"
         except Exception as error:
-            if is_full(error):
+            if is_full(error) or getattr(error, "filename", None) == str(target):
                 raise disk_error(target.parent, error) from error
             if (failure := lasting_failure(address, error)) is not None:
                 raise failure from error
+            if isinstance(error, TypeError | ValueError) and config.options.get(_option_name(address)):
+                raise _bad_options(address, error) from error
             if not _is_transfer(error):
                 raise
             cause = _said(error, config.timeout)
@@ -185,22 +191,18 @@ def file_system(address: str, config: CacheConfig) -> fsspec.AbstractFileSystem:
 
     Errors: `FlamingoError` where its library is missing or does not take the options.
     """
-    scheme = urlsplit(address).scheme
-    name = "https" if scheme == "http" else scheme
+    name = _option_name(address)
     options = config.options.get(name, {})
     try:
         # fsspec keeps one instance per process and settings, so that connections are used again.
         system = fsspec.filesystem(name, **_SETTINGS[name](options, config.timeout))
     except ImportError as error:
         raise FlamingoError(
-            f"{address}: reading {scheme}:// needs more libraries ({first_line(error)}); "
+            f"{address}: reading {name}:// needs more libraries ({first_line(error)}); "
             "pip install 'flamingo_lite[remote]'"
         ) from error
     except (TypeError, ValueError) as error:
-        raise FlamingoError(
-            f"data.cache.options.{name}: refused by its library ({first_line(error)}); expected options of fsspec's "
-            f"file system for {name}"
-        ) from error
+        raise _bad_options(address, error) from error
     if name == "s3":
         # Its own tries within each of ours would multiply them.
         system.retries = 1  # pyrefly: ignore
@@ -209,7 +211,7 @@ def file_system(address: str, config: CacheConfig) -> fsspec.AbstractFileSystem:
 
 def lasting_failure(address: str, error: BaseException) -> FlamingoError | None:
     """The error to raise at once; None for a failure that may pass."""
-    status, name, said = _status(error), type(error).__name__, first_line(error)
+    status, name, said = _status(error), type(error).__name__, _words(error)
     if isinstance(error, _Redirected):
         return FlamingoError(
             f"{address}: the server redirects to {error}, and redirects are not followed; "
@@ -219,22 +221,17 @@ def lasting_failure(address: str, error: BaseException) -> FlamingoError | None:
         return Missing(
             f"{address}: there is nothing; copy the whole directory of shards there, or correct the address"
         )
-    scheme = urlsplit(address).scheme
-    without_credentials = _library(error) == "botocore" and not _PASSING & {
-        c.__name__ for c in type(error).__mro__
-    }
+    settings = _library(error) == "botocore" and not _PASSING & _kinds(error)
     if (
         isinstance(error, PermissionError)
         or status in (401, 403)
-        or without_credentials
-        or name == "DefaultCredentialsError"
+        or (settings and _ABOUT_CREDENTIALS.search(name))
+        or name == "DefaultCredentialsError"  # Google's
         or said.startswith("Forbidden: ")  # gcsfs's word for 403
     ):
-        return Refused(
-            f"{address}: may not be read ({said}); {_CREDENTIALS.get(scheme, _CREDENTIALS['https'])}"
-        )
+        return Refused(f"{address}: may not be read ({said}); {_CREDENTIALS[_option_name(address)]}")
     wrong = status is not None and 300 <= status < 500 and status not in _PASSING_STATUS
-    if wrong or name == "InvalidURL" or "certificate verify failed" in str(error):
+    if wrong or settings or name == "InvalidURL" or "certificate verify failed" in str(error):
         return FlamingoError(f"{address}: cannot be read ({said}); correct the address or data.cache.options")
     return None
 
@@ -291,7 +288,26 @@ def _library(error: BaseException) -> str:
 def _said(error: BaseException, timeout: float) -> str:
     if isinstance(error, TimeoutError) or "Timeout" in type(error).__name__:
         return f"nothing came for {timeout:g} seconds"
-    return f"{type(error).__name__}: {first_line(error)}"
+    return f"{type(error).__name__}: {_words(error)}"
+
+
+def _words(error: BaseException) -> str:
+    """What a library says, on one line: botocore's first line says least."""
+    return " ".join(str(error).split())[:300] or type(error).__name__
+
+
+def _option_name(address: str) -> str:
+    """The name in `data.cache.options` of the address's file system."""
+    scheme = urlsplit(address).scheme
+    return "https" if scheme == "http" else scheme
+
+
+def _bad_options(address: str, error: BaseException) -> FlamingoError:
+    name = _option_name(address)
+    return FlamingoError(
+        f"data.cache.options.{name}: refused by its library ({_words(error)}); "
+        f"expected options of fsspec's file system for {name}"
+    )
 
 
 def _status(error: BaseException | None) -> int | None:

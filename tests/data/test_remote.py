@@ -20,8 +20,8 @@ import pytest
 from torch.utils.data import DataLoader, Dataset
 
 from flamingo_lite.data.manifest import Manifest, Shard, load_manifest
-from flamingo_lite.data.remote import Missing, Refused, RemoteStore
-from flamingo_lite.data.shards import read_samples, write_shards
+from flamingo_lite.data.remote import Missing, Refused, RemoteStore, fetch
+from flamingo_lite.data.shards import Shards, read_samples, write_shards
 from flamingo_lite.data.stores import CacheConfig, check_room, open_store
 from flamingo_lite.document import Document
 from flamingo_lite.errors import FlamingoError
@@ -272,6 +272,18 @@ def test_a_shard_that_has_changed_is_not_served_from_the_cache(
     assert read(store, changed) == (directory / changed.name).read_bytes()
 
 
+def test_a_worker_goes_by_the_manifest_that_the_run_began_with(
+    server: FaultyServer, directory: Path, manifest: Manifest, tmp_path: Path
+) -> None:
+    shards = Shards(server.store("https", tmp_path / "cache"))
+    expected = list(shards)
+    write_shards([("new", Document(["other text"]))], directory, overwrite=True)
+    again = pickle.loads(pickle.dumps(shards))
+    assert again.manifest.shards == manifest.shards
+    assert list(again) == expected
+    assert server.requests["shards.json"] == 1
+
+
 class Bytes(Dataset[bytes]):
     def __init__(self, store: RemoteStore, shards: tuple[Shard, ...]) -> None:
         self.store, self.shards = store, shards
@@ -480,6 +492,49 @@ def test_a_server_that_is_not_there_is_tried_and_named(tmp_path: Path, first: Sh
         FlamingoError, match=r"http://127.0.0.1:9/a/shards.json: not fetched .tries: 2, .*Connect"
     ):
         open_store("http://127.0.0.1:9/a", config).manifest()
+
+
+@pytest.mark.parametrize(
+    "address, options, said",
+    [
+        ("s3://a!b/c", {"s3": {"anon": True}}, "a!b/c/shards.json: cannot be read .*Invalid bucket name"),
+        ("s3://a/c", {"s3": {"profile": "nobody"}}, "may not be read .*nobody.*; give credentials"),
+        (
+            "s3://a/c",
+            {"s3": {"anon": True, "endpoint_url": "x"}},
+            "data.cache.options.s3: refused by its library",
+        ),
+        (
+            "https://a/c",
+            {"https": {"client_kwargs": {"x": 1}}},
+            "data.cache.options.https: refused by its library",
+        ),
+    ],
+)
+def test_a_setting_that_cannot_be_right_is_named_at_once(
+    address: str, options: dict[str, Any], said: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    with pytest.raises(FlamingoError, match=said):
+        open_store(address, CacheConfig(directory=str(tmp_path / "cache"), options=options)).manifest()
+    assert "trying again" not in caplog.text
+
+
+def test_a_bug_is_neither_tried_again_nor_hidden(
+    server: FaultyServer, directory: Path, tmp_path: Path
+) -> None:
+    def broken(path: Path) -> None:
+        raise NameError("nonsense")
+
+    store = server.store("https", tmp_path / "cache")
+    with pytest.raises(NameError, match="nonsense"):
+        fetch(f"{store.location}/shards.json", tmp_path / "target", 10**6, store.config, broken)
+    assert server.requests["shards.json"] == 1
+
+
+def test_a_cache_that_is_taken_away_is_not_the_servers_fault(server: FaultyServer, tmp_path: Path) -> None:
+    store = server.store("https", tmp_path / "cache")
+    with pytest.raises(FlamingoError, match="gone: the cache of shards cannot be used .*No such file"):
+        fetch(f"{store.location}/shards.json", tmp_path / "gone" / "target", 10**6, store.config)
 
 
 @pytest.fixture
