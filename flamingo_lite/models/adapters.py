@@ -11,7 +11,6 @@ from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, cast
 
-import torch
 from torch import Tensor, nn
 
 from flamingo_lite.errors import FlamingoError
@@ -70,7 +69,11 @@ def quantize_adapted(model: nn.Module) -> None:
     """
     for name, adapter in adapters_of(model).items():
         layer: Any = model.get_submodule(name)
-        if adapter.quantized and not _is_quantized(layer.base_layer) and layer.base_layer.weight.device.type != "meta":
+        if (
+            adapter.quantized
+            and not _is_quantized(layer.base_layer)
+            and layer.base_layer.weight.device.type != "meta"
+        ):
             layer.base_layer = _in_four_bits(layer.base_layer)
 
 
@@ -122,14 +125,15 @@ def adaptable(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
     from transformers.pytorch_utils import Conv1D
 
     head = getattr(model, "get_output_embeddings", lambda: None)()
-    inside = {id(part) for m in model.modules() if isinstance(m, nn.MultiheadAttention) for part in m.modules()}
+    inside = {
+        id(part) for m in model.modules() if isinstance(m, nn.MultiheadAttention) for part in m.modules()
+    }
     known = adapters_of(model)
     for name, module in model.named_modules():
-        if name in known:
+        is_inside = id(module) in inside or any(name.startswith(f"{adapted}.") for adapted in known)
+        is_plain = isinstance(module, nn.Linear | Conv1D) and module is not head and not is_inside
+        if name in known or is_plain:
             yield name, module
-        elif isinstance(module, nn.Linear | Conv1D) and module is not head and id(module) not in inside:
-            if not any(name.startswith(f"{adapted}.") for adapted in known):
-                yield name, module
 
 
 def _insert(model: nn.Module, names: list[str], adapter: Adapter) -> None:
@@ -141,7 +145,10 @@ def _insert(model: nn.Module, names: list[str], adapter: Adapter) -> None:
         ) from error
     trains = {name: parameter.requires_grad for name, parameter in model.named_parameters()}
     config = LoraConfig(
-        r=adapter.rank, lora_alpha=cast(int, adapter.alpha), lora_dropout=adapter.dropout, target_modules=names
+        r=adapter.rank,
+        lora_alpha=cast(int, adapter.alpha),
+        lora_dropout=adapter.dropout,
+        target_modules=names,
     )
     with warnings.catch_warnings():
         # It warns of GPT-2's transposed weights, which it sees and handles.
@@ -187,6 +194,8 @@ def _in_four_bits(layer: nn.Linear) -> nn.Module:
     weight = layer.weight.detach()
     made.weight = library.nn.Params4bit(weight, requires_grad=False, module=made, **options)
     made.bias = layer.bias
+    # Where the CPU has bfloat16, evaluation would round the scales for good: other logits, and a frozen weight changed.
+    made.support_avx512bf16_for_cpu = False
     return made.to(weight.device)
 
 

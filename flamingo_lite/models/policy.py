@@ -158,13 +158,15 @@ def parse_entry(pattern: str, value: Any) -> PolicyEntry:
     """An entry from a mode, or from the fields of `PolicyEntry`. Errors: `FlamingoError` that names the field."""
     if isinstance(value, PolicyEntry):
         return value
-    given = {"mode": value} if isinstance(value, str) else value
+    given: Any = {"mode": value} if isinstance(value, str) else value
     if not isinstance(given, Mapping):
         raise FlamingoError(
             f"policy {pattern!r} is {value!r}; expected a mode ({', '.join(MODES)}) or fields with one"
         )
     for name in given:
-        check_choice(f"field of policy {pattern!r}:", str(name), [field.name for field in fields(PolicyEntry)])
+        check_choice(
+            f"field of policy {pattern!r}:", str(name), [field.name for field in fields(PolicyEntry)]
+        )
     mode = given.get("mode", "full")
     check_choice("policy", str(mode), MODES)
     for name in ("rank", "alpha", "dropout", "targets"):
@@ -177,13 +179,18 @@ def parse_entry(pattern: str, value: Any) -> PolicyEntry:
         if number is None:
             continue
         if not isinstance(number, int | float) or isinstance(number, bool) or not least <= number < below:
-            raise FlamingoError(f"policy {pattern!r}: {name} is {number!r}; expected a number from {least:g} on")
+            raise FlamingoError(
+                f"policy {pattern!r}: {name} is {number!r}; expected a number from {least:g} on"
+            )
     if not isinstance(given.get("rank", 1), int):
         raise FlamingoError(f"policy {pattern!r}: rank is {given['rank']!r}; expected a whole number")
     targets = given.get("targets", ())
     if isinstance(targets, str) or not isinstance(targets, Sequence):
-        raise FlamingoError(f"policy {pattern!r}: targets is {targets!r}; expected a list of names, as [q_proj]")
-    return PolicyEntry(**{**given, "targets": tuple(targets)})
+        raise FlamingoError(
+            f"policy {pattern!r}: targets is {targets!r}; expected a list of names, as [q_proj]"
+        )
+    values: dict[str, Any] = {**given, "targets": tuple(targets)}
+    return PolicyEntry(**values)
 
 
 NUMBERS = (
@@ -235,7 +242,9 @@ def _matches_nothing(pattern: str, names: Iterable[str]) -> FlamingoError:
     best = nearest(pattern, sorted(prefixes | known))
     parts = ", ".join(sorted({name.split(".")[0] for name in known}))
     hint = f"; did you mean {best!r}?" if best else ""
-    return FlamingoError(f"policy pattern {pattern!r} matches no parameter{hint} (their names start with {parts})")
+    return FlamingoError(
+        f"policy pattern {pattern!r} matches no parameter{hint} (their names start with {parts})"
+    )
 
 
 def part_of(name: str) -> str:

@@ -1,6 +1,7 @@
 """What a run of training is told: its stage, how it runs, and all that goes with it. Bad values end here."""
 
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 
@@ -25,6 +26,7 @@ class StageConfig:
     `start`: a saved model to continue from, instead of one built from the model's config. `max_length`:
     documents are cut there (by default at the language model's context). `pack`: the documents of a batch share
     rows, so that little is padding; refused by name where the language model cannot keep them apart.
+    `policy`: what trains, unless empty in place of the model's own policy (model.policy, or that of `start`).
     `samples`: how many documents the trained model continues for the table in W&B.
     """
 
@@ -36,6 +38,7 @@ class StageConfig:
     log_every: int = 10
     checkpoint_every: int = 100
     samples: int = 8
+    policy: dict[str, Any] = field(default_factory=dict)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
 
     def __post_init__(self) -> None:
