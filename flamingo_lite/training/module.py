@@ -92,7 +92,8 @@ class TrainingModule(lightning.LightningModule):
         self._clear()
 
     def configure_optimizers(self) -> Any:
-        optimizer, schedule = build_optimizer(self.model, self.optimizer_config, self.steps)
+        policy = self.model.config.policy
+        optimizer, schedule = build_optimizer(self.model, self.optimizer_config, self.steps, policy)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
     def transfer_batch_to_device(

@@ -1,6 +1,7 @@
 """What a run of training is told: its stage, how it runs, and all that goes with it. Bad values end here."""
 
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 
@@ -28,6 +29,7 @@ class StageConfig:
     cut there (by default at the language model's context), and packed rows are that long. `pack`: documents share
     rows, so that little is padding; refused by name where the language model cannot keep them apart. `pack_window`:
     consecutive documents that are packed together; `images_per_row`: at most (by default without limit).
+    `policy`: what trains, unless empty in place of the model's own policy (model.policy, or that of `start`).
     `samples`: how many documents the trained model continues for the table in W&B.
     """
 
@@ -42,6 +44,7 @@ class StageConfig:
     log_every: int = 10
     checkpoint_every: int = 100
     samples: int = 8
+    policy: dict[str, Any] = field(default_factory=dict)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
 
     def __post_init__(self) -> None:

@@ -67,7 +67,8 @@ def run_stage(config: TrainingConfig, console: Console | None = None) -> Path:
     started = time.perf_counter()
     _prepare(config)
     model, processor = _start(config)
-    console.print(policy_table(apply_policy(model, model.config.policy)))
+    rows = apply_policy(model, model.config.policy)
+    console.print(policy_table(rows, config.stage.optimizer.learning_rate))
     output.mkdir(parents=True, exist_ok=True)
     resume_from = output / CHECKPOINT if previous and (output / CHECKPOINT).exists() else None
     if resume_from is None:
@@ -230,8 +231,11 @@ def _prepare(config: TrainingConfig) -> None:
 def _start(config: TrainingConfig) -> tuple[VisionLanguageModel, VisionLanguageProcessor]:
     if config.stage.start is not None:
         model, processor = checkpoints.load(config.stage.start)
-        return model.train(), processor
-    return build(config.model).train(), build_processor(config.model)
+    else:
+        model, processor = build(config.model), build_processor(config.model)
+    model.config.policy = config.stage.policy or model.config.policy
+    apply_policy(model, model.config.policy)
+    return model.train(), processor
 
 
 def _previous_run(output: Path) -> dict[str, Any]:
