@@ -210,6 +210,7 @@ def test_the_state_is_the_same_on_all_ranks(module: Callable[..., ShardDataModul
         ({"pack_window": 8}, "packing"),
         ({"images_per_row": 3}, "packing"),
         ({"pack": False}, "packing"),
+        ({"row_length": 64}, "packing"),
         ({"shuffle_shards": 3}, "data.shuffle_shards"),
     ],
 )
@@ -291,7 +292,7 @@ def test_packing_without_a_length_is_refused(
     directories: dict[str, Path], processor: VisionLanguageProcessor
 ) -> None:
     data = DataConfig(directory=str(directories["pages"]))
-    with pytest.raises(FlamingoError, match="set stage.max_length"):
+    with pytest.raises(FlamingoError, match="set stage.row_length"):
         ShardDataModule(open_sources(data), data, StageConfig(pack=True), processor, 0)
 
 
