@@ -13,6 +13,7 @@ from typing import NoReturn
 
 import flamingo_lite
 from flamingo_lite.commands import (
+    data_check,
     data_convert,
     data_deny,
     data_make,
@@ -31,6 +32,7 @@ COMMANDS: dict[str, ModuleType] = {
     "data make": data_make,
     "data convert": data_convert,
     "data deny": data_deny,
+    "data check": data_check,
     "train": train,
     "eval": evaluate,
     "report": report,

@@ -242,7 +242,7 @@ def decode_image(
 
 def upright_rgb(image: "PIL.Image.Image") -> "PIL.Image.Image":
     """An image of any mode as 8-bit RGB: upright by its EXIF orientation, transparency laid over white, 16-bit
-    grey scaled."""
+    grey scaled. The image itself where it is all that already."""
     return _rgb(_upright(image))
 
 
@@ -276,12 +276,17 @@ def _is_on_its_side(image: "PIL.Image.Image") -> bool:
 def _upright(image: "PIL.Image.Image") -> "PIL.Image.Image":
     # PIL.ImageOps.exif_transpose also rewrites the EXIF block, and fails on odd tags that nobody here reads.
     method = _UPRIGHT.get(_orientation(image))
-    return image if method is None else image.transpose(method)
+    if method is None:
+        return image
+    turned = image.transpose(method)
+    # Of what Pillow copies along, EXIF and XMP would have the image turned once more by whoever looks at them next.
+    turned.info = {name: turned.info[name] for name in ("transparency",) if name in turned.info}
+    return turned
 
 
 def _rgb(image: "PIL.Image.Image") -> "PIL.Image.Image":
     if image.mode == "RGB" and "transparency" not in image.info:
-        return image.copy()
+        return image
     if image.mode.startswith("I"):
         image = _eight_bits(image)
     if not image.has_transparency_data:

@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.nn.functional import interpolate
 
 from flamingo_lite.document import MAX_PIXELS, Image, upright_rgb
-from flamingo_lite.errors import FlamingoError
+from flamingo_lite.errors import FlamingoError, SampleError
 
 RESAMPLING = {
     "nearest": PIL.Image.Resampling.NEAREST,
@@ -120,8 +120,10 @@ class ImageTransform:
         known = {name: value for name, value in asdict(self).items() if name != "shortest_edge"}
         return image_transform_v2(PreprocessCfg(**known), is_train=False)
 
-    def __call__(self, image: Image | PIL.Image.Image, draft: bool = False) -> Tensor:
-        """The pixels of an image.
+    def __call__(
+        self, image: Image | PIL.Image.Image, draft: bool = False, out: Tensor | None = None
+    ) -> Tensor:
+        """The pixels of an image, written into `out` if it is given.
 
         `draft`: faster, for training. An encoded JPEG is decoded no larger than it has to be (`decode_image`), and
         where that changes nothing the result is within one of the 255 levels of the exact one.
@@ -135,20 +137,25 @@ class ImageTransform:
             pixels = upright_rgb(image)
         _refuse_ribbon(pixels.size, target, self.resize_mode)
         if draft and self._is_torchs:
-            return self._normalized(self._by_torch(pixels))
+            return self._normalized(self._by_torch(pixels), out)
         if edge is not None:
             pixels = _middle(self._resized(pixels, _covering(pixels.size, edge)), size)
         elif pixels.size != size and self.resize_mode == "squash":
             pixels = self._resized(pixels, size)
         elif pixels.size != size:
-            return self._open_clip(pixels)
+            values = self._open_clip(pixels)
+            return values if out is None else out.copy_(values)
         # An image of the right size passes every resize mode unchanged: only the numbers are left to do.
-        return self._normalized(_channels_first(pixels))
+        return self._normalized(_channels_first(pixels), out)
 
-    def _normalized(self, pixels: Tensor) -> Tensor:
-        values = pixels.to(torch.float32, memory_format=torch.contiguous_format).div_(255)
-        mean, std = (torch.tensor(v, dtype=torch.float32)[:, None, None] for v in (self.mean, self.std))
-        return values.sub_(mean).div_(std)
+    def _normalized(self, pixels: Tensor, out: Tensor | None) -> Tensor:
+        mean, std = self._mean_and_std
+        out = torch.empty(pixels.shape, dtype=torch.float32) if out is None else out
+        return out.copy_(pixels).div_(255).sub_(mean).div_(std)
+
+    @cached_property
+    def _mean_and_std(self) -> Tensor:
+        return torch.tensor([self.mean, self.std], dtype=torch.float32)[..., None, None]
 
     @property
     def _is_torchs(self) -> bool:
@@ -177,13 +184,14 @@ class ImageTransform:
 
 
 def _refuse_ribbon(size: tuple[int, int], target: tuple[int, int], resize_mode: str) -> None:
-    """Raises FlamingoError where bringing one edge to its target makes the other nothing, or more than memory holds."""
+    """Raises SampleError where bringing one edge to its target makes the other nothing, or more than memory holds."""
     ratios = [have / want for have, want in zip(size, target, strict=True)]
     vanishes = resize_mode == "longest" and round(min(size) / max(ratios)) < 1
     if vanishes or (resize_mode == "shortest" and size[0] * size[1] / min(ratios) ** 2 > MAX_PIXELS):
-        raise FlamingoError(
+        raise SampleError(
             f"an image of {size[0]} x {size[1]} pixels is too narrow to be brought to {target[0]} x {target[1]} by its "
-            f"{resize_mode} edge; crop it or leave it out"
+            f"{resize_mode} edge; crop it or leave it out",
+            "image",
         )
 
 

@@ -226,6 +226,15 @@ def test_exif_orientation_is_undone(orientation: int, kind: str) -> None:
 
 
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP"])
+def test_an_upright_image_is_not_turned_again(kind: str) -> None:
+    exif = PIL.Image.Exif()
+    exif[0x0112] = 6
+    upright = Image(encoded(noise(16, 8), kind, exif=exif)).pil()
+    assert upright.size == (8, 16)
+    assert Image(upright).pil().tobytes() == upright.tobytes()
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP"])
 @pytest.mark.parametrize("part", [0.1, 0.5, 0.9])
 def test_a_truncated_image_is_an_error_not_a_grey_picture(kind: str, part: float) -> None:
     data = encoded(noise(64, 64), kind)

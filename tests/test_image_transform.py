@@ -210,6 +210,17 @@ def test_without_draft_a_large_jpeg_is_decoded_whole() -> None:
     assert not torch.equal(transform(image, draft=True), whole)
 
 
+@pytest.mark.parametrize("name", TRANSFORMS)
+@pytest.mark.parametrize("draft", [False, True])
+def test_pixels_are_written_where_they_are_wanted(name: str, draft: bool) -> None:
+    transform = TRANSFORMS[name]
+    image = jpeg(picture(1, 130, 90, "RGB"))
+    batch = torch.full((3, 3, *transform.size), float("nan"))
+    transform(image, draft, out=batch[1])
+    assert torch.equal(batch[1], transform(image, draft))
+    assert batch[[0, 2]].isnan().all()
+
+
 @pytest.mark.parametrize("shortest_edge", [None, 300])
 def test_a_ribbon_of_an_image_is_refused_before_it_fills_the_memory(shortest_edge: int | None) -> None:
     ribbon = PIL.Image.new("RGB", (40_000, 2))
