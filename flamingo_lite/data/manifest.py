@@ -78,8 +78,14 @@ def read_manifest(store: Store) -> Manifest:
 
     Errors: `FlamingoError` for no manifest, a damaged one, and a shard that is missing from a directory.
     """
-    where = f"{store.location}/{MANIFEST}"
-    data = store.manifest()
+    manifest = parse_manifest(store.manifest(), f"{store.location}/{MANIFEST}", store.beside)
+    if isinstance(store, LocalStore):
+        _check_names(store.directory, manifest.shards)
+    return manifest
+
+
+def parse_manifest(data: bytes, where: str, directory: Path) -> Manifest:
+    """The manifest that `data` spells, whether its shards are there or not. Errors: `FlamingoError` for a damaged one."""
     try:
         content = json.loads(data)
         version = content["version"]
@@ -91,9 +97,7 @@ def read_manifest(store: Store) -> Manifest:
         raise FlamingoError(f"{where}: not a manifest of shards ({error or type(error).__name__})") from error
     if len({shard.name for shard in shards}) != len(shards):
         raise FlamingoError(f"{where}: names a shard twice")
-    if isinstance(store, LocalStore):
-        _check_names(store.directory, shards)
-    return Manifest(store.beside, shards, info)
+    return Manifest(directory, shards, info)
 
 
 def sha256_of(path: Path) -> str:
@@ -127,8 +131,10 @@ def _check_offsets(shard: Shard) -> None:
 
 
 def _check_names(directory: Path, shards: tuple[Shard, ...]) -> None:
-    # One listing: asking for each of 100,000 shards on a network's disk takes minutes.
-    present = set(os.listdir(directory))
+    # One listing: asking for each of 100,000 shards on a network's disk takes minutes. A pipe or a device under a
+    # shard's name would never end.
+    with os.scandir(directory) as entries:
+        present = {entry.name for entry in entries if entry.is_file()}
     if missing := [shard.name for shard in shards if shard.name not in present]:
         raise FlamingoError(
             f"{directory / missing[0]}: the shard is missing, but {MANIFEST} names it ({len(missing)} are); "

@@ -67,6 +67,11 @@ class Scan:
     skipped: Counter[str] = field(default_factory=Counter)
     tail: SampleError | None = None
 
+    @property
+    def stretches(self) -> list[tuple[int, int]]:
+        """[start, stop) of each sample."""
+        return list(zip(self.offsets, [*self.offsets[1:], self.end], strict=False))
+
 
 def scan(path: str | Path) -> Scan:
     """Where each sample of a tar begins. Only headers are read; a damaged tar is scanned up to the damage.

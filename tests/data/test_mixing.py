@@ -49,7 +49,9 @@ def test_every_block_holds_the_same_counts_in_another_order() -> None:
 
 
 @settings(max_examples=30, deadline=None)
-@given(st.lists(st.lists(st.integers(1, 6), min_size=1, max_size=4), min_size=1, max_size=4), st.integers(0, 9))
+@given(
+    st.lists(st.lists(st.integers(1, 6), min_size=1, max_size=4), min_size=1, max_size=4), st.integers(0, 9)
+)
 def test_without_weights_an_epoch_has_every_document_of_every_source_once(
     sizes: list[list[int]], seed: int
 ) -> None:

@@ -352,7 +352,9 @@ def test_a_truncated_shard_costs_its_tail_only(size: int, indexed: bool, directo
 @pytest.mark.parametrize("offsets", [[0, 512], [0, 512, 512, 1024], [0, 512, 1000, 2048], [0, 1, 2, 10**9]])
 def test_an_index_that_does_not_fit_is_named(offsets: list[int], directory: Path) -> None:
     (directory / "shard-000001.tar.idx").write_bytes(index_bytes(offsets))
-    with pytest.raises(FlamingoError, match="shard-000001.tar.idx: the index does not fit 3 samples") as caught:
+    with pytest.raises(
+        FlamingoError, match="shard-000001.tar.idx: the index does not fit 3 samples"
+    ) as caught:
         list(read_shards(directory))
     assert not isinstance(caught.value, SampleError)
 
@@ -364,7 +366,9 @@ def test_shards_are_read_without_their_indexes_and_with_offsets_in_the_manifest(
         path.unlink()
     assert numbers(read_shards(directory)) == list(range(7))
     assert [sample_offsets(shards.store, shard).tolist() for shard in shards.manifest.shards] == found
-    change_manifest(directory, lambda m: [s.update(offsets=o[:-1]) for s, o in zip(m["shards"], found)])
+    change_manifest(
+        directory, lambda m: [s.update(offsets=o[:-1]) for s, o in zip(m["shards"], found, strict=True)]
+    )
     assert numbers(read_shards(directory)) == list(range(7))
 
 

@@ -39,8 +39,7 @@ def archive(
 
 def stretches(path: Path, found: Scan) -> list[bytes]:
     data = path.read_bytes()
-    ends = [*found.offsets[1:], found.end]
-    return [data[start:stop] for start, stop in zip(found.offsets, ends, strict=True)]
+    return [data[start:stop] for start, stop in found.stretches]
 
 
 def samples(path: Path) -> list[Sample]:
