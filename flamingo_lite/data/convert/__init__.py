@@ -1,0 +1,1 @@
+"""Foreign datasets to shards: one small module per format, each *record -> Document*."""
