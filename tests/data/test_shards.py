@@ -5,6 +5,7 @@ import io
 import json
 import os
 import pickle
+import struct
 import tarfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -106,8 +107,18 @@ def test_the_manifest_says_what_the_shards_are(directory: Path) -> None:
         path = directory / shard.name
         assert (shard.bytes, shard.sha256) == (path.stat().st_size, sha256_of(path))
     assert sorted(p.name for p in directory.iterdir()) == sorted(
-        [MANIFEST, *(s.name for s in manifest.shards)]
+        [MANIFEST, *(name for s in manifest.shards for name in (s.name, f"{s.name}.idx"))]
     )
+
+
+def test_the_index_beside_a_shard_says_where_its_samples_begin_and_end(directory: Path) -> None:
+    for shard in load_manifest(directory).shards:
+        data = (directory / f"{shard.name}.idx").read_bytes()
+        *starts, end = struct.unpack(f"<{shard.samples + 1}Q", data)
+        with tarfile.open(directory / shard.name) as tar:
+            members = tar.getmembers()
+        assert starts == [member.offset for member in members if member.name.endswith(".0.jpg")]
+        assert end == tar.offset
 
 
 def test_the_same_documents_make_the_same_bytes(directory: Path, tmp_path: Path) -> None:
@@ -173,7 +184,11 @@ def test_shards_are_not_overwritten_unasked(directory: Path) -> None:
 
 def test_overwriting_leaves_no_shard_of_before(directory: Path) -> None:
     write_shards(numbered(2), directory, samples_per_shard=3, overwrite=True)
-    assert sorted(path.name for path in directory.iterdir()) == ["shard-000000.tar", MANIFEST]
+    assert sorted(path.name for path in directory.iterdir()) == [
+        "shard-000000.tar",
+        "shard-000000.tar.idx",
+        MANIFEST,
+    ]
     assert numbers(read_shards(directory)) == [0, 1]
 
 
@@ -218,7 +233,7 @@ def test_a_disk_that_fills_while_overwriting_keeps_the_old_shards(
     with pytest.raises(FlamingoError):
         write_shards(numbered(2), directory, overwrite=True)
     assert numbers(read_shards(directory)) == list(range(7))
-    assert len(list(directory.iterdir())) == 4
+    assert len(list(directory.iterdir())) == 7
 
 
 def test_a_failure_keeps_other_files_of_the_directory(tmp_path: Path) -> None:

@@ -1,1 +1,1 @@
-"""Foreign datasets to shards: one small module per format, each *record -> Document*."""
+"""Converters: foreign formats to documents, a module each, on one frame."""
