@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Self
 
 from flamingo_lite.errors import FlamingoError
 
@@ -82,9 +82,9 @@ class JsonFile:
                 raise self._error(position, f"a comma or {_CLOSING[opening].decode()}")
             position = self._skip(position + 1)
 
-    def parse(self, start: int, end: int) -> Any:
-        """The value in these bytes. Errors: `ValueError` or `RecursionError` where it is no JSON in UTF-8."""
-        return json.loads(self._data[start:end].decode("utf-8"))
+    def bytes(self, start: int, end: int) -> bytes:
+        """These bytes of the file."""
+        return self._data[start:end]
 
     def _key(self, position: int) -> tuple[str, int]:
         found = _STRING.match(self._data, position)
@@ -124,11 +124,10 @@ class JsonFile:
                 return position + length
         if first not in _CLOSING:
             raise self._error(position, "JSON")
-        last = None
-        for last in self.elements(position):
-            pass
-        # A list that exceeds the largest window has elements, or is blank in between.
-        return self._skip(last.end if last else self._skip(position + 1)) + 1
+        end = position + 1
+        for element in self.elements(position):
+            end = element.end
+        return self._skip(end) + 1  # of an empty one, blank for a megabyte, too
 
     def _skip(self, position: int) -> int:
         found = _SPACE.match(self._data, position)

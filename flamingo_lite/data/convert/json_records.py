@@ -19,7 +19,7 @@ from flamingo_lite.errors import FlamingoError
 _KINDS = {list: "a list", dict: "an object", None: "neither a list nor an object"}
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Section:
     """A list or an object in a JSON file. Element i has the bytes [starts[i], ends[i]); `numbers`: element by key."""
 
@@ -61,6 +61,14 @@ def names(path: Path) -> list[str]:
     """The names at the top of a JSON file that is an object; none for a list."""
     with JsonFile(path) as file:
         return [element.key or "" for element in file.elements()] if file.kind() is dict else []
+
+
+def value(path: Path, name: str) -> Any:
+    """The small value that a JSON file holds under `name`. Errors: `FlamingoError` where it has none."""
+    with JsonFile(path) as file:
+        start = _start(file, name)
+        end = next(element.end for element in file.elements() if element.start == start)
+        return parse_json(file.bytes(start, end), f"{path}: {name}")
 
 
 def read_records(

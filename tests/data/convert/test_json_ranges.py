@@ -13,7 +13,11 @@ from flamingo_lite.data.convert.json_ranges import JsonFile
 from flamingo_lite.errors import FlamingoError
 
 values = st.recursive(
-    st.none() | st.booleans() | st.integers(-(2**64), 2**64) | st.floats(allow_nan=False) | st.text(max_size=20),
+    st.none()
+    | st.booleans()
+    | st.integers(-(2**64), 2**64)
+    | st.floats(allow_nan=False)
+    | st.text(max_size=20),
     lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=6), inner, max_size=4),
     max_leaves=20,
 )
@@ -22,7 +26,9 @@ containers = st.lists(values, max_size=6) | st.dictionaries(st.text(max_size=6),
 
 def elements(path: Path) -> list[Any]:
     with JsonFile(path) as file:
-        return [(element.key, file.parse(element.start, element.end)) for element in file.elements()]
+        return [
+            (element.key, json.loads(file.bytes(element.start, element.end))) for element in file.elements()
+        ]
 
 
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
