@@ -98,12 +98,13 @@ class Image:
             return self._name
         return str(self._path) if self._path is not None else f"image {self.id[:12]}"
 
-    def pil(self) -> "PIL.Image.Image":
+    def pil(self, at_least: tuple[int, int] | None = None) -> "PIL.Image.Image":
         """The decoded image: RGB, upright by its EXIF orientation, transparency laid over white.
 
-        Errors: `FlamingoError` naming the image for anything that is not a whole JPEG, PNG or WebP.
+        `at_least`: see `decode_image`. Errors: `FlamingoError` naming the image for anything that is not a whole
+        JPEG, PNG or WebP.
         """
-        return decode_image(self.data, self.name)
+        return decode_image(self.data, self.name, at_least)
 
     def __eq__(self, other: object) -> bool:
         return self.id == other.id if isinstance(other, Image) else NotImplemented
@@ -199,9 +200,12 @@ def image_format(data: bytes) -> str | None:
     return None
 
 
-def decode_image(data: bytes, name: str) -> "PIL.Image.Image":
+def decode_image(data: bytes, name: str, at_least: tuple[int, int] | None = None) -> "PIL.Image.Image":
     """Encoded bytes to an upright RGB image. Errors: `FlamingoError` naming `name`.
 
+    `at_least`: a (width, height) that the caller will shrink the image to, upright. A JPEG is then decoded at the
+    smallest of 1/1, 1/2, 1/4 and 1/8 of its size that still covers it (libjpeg's scaled inverse DCT), which costs less
+    and gives other pixels than decoding all of it; for training only. None decodes every image whole.
     Only three formats are offered to Pillow, so that its rarer decoders are never reached; the size in the
     header is checked before any pixel is decoded; a truncated file is an error, never a half-grey picture.
     """
@@ -213,6 +217,8 @@ def decode_image(data: bytes, name: str) -> "PIL.Image.Image":
                 raise FlamingoError(
                     f"{name}: {pixels:,} pixels, above the limit of {MAX_PIXELS:,}; shrink it"
                 )
+            if at_least is not None:
+                image.draft(None, at_least[::-1] if _is_on_its_side(image) else at_least)
             image.load()
             return upright_rgb(image)
     except _DECODING_ERRORS as error:
@@ -243,10 +249,18 @@ _UPRIGHT = {
 }
 
 
+def _orientation(image: "PIL.Image.Image") -> int:
+    orientation = image.getexif().get(_EXIF_ORIENTATION)
+    return orientation if isinstance(orientation, int) and orientation in _UPRIGHT else 1
+
+
+def _is_on_its_side(image: "PIL.Image.Image") -> bool:
+    return _orientation(image) >= 5
+
+
 def _upright(image: "PIL.Image.Image") -> "PIL.Image.Image":
     # PIL.ImageOps.exif_transpose also rewrites the EXIF block, and fails on odd tags that nobody here reads.
-    orientation = image.getexif().get(_EXIF_ORIENTATION)
-    method = _UPRIGHT.get(orientation) if isinstance(orientation, int) else None
+    method = _UPRIGHT.get(_orientation(image))
     return image if method is None else image.transpose(method)
 
 

@@ -144,11 +144,13 @@ class VisionLanguageProcessor(ProcessorMixin):
         padding_side: PaddingSide = "right",
         distinct_images: bool = False,
         pack: bool = False,
+        draft: bool = False,
     ) -> Batch:
         """Pads to the longest, counts the images through, decodes and transforms them.
 
         pack: documents share rows, first-fit decreasing, and no row is longer than the longest document; the batch
-        then has `segment_ids` and `media_first`. Errors: `FlamingoError` for packing with padding on the left.
+        then has `segment_ids` and `media_first`. draft: images are decoded the faster way, for training
+        (`ImageTransform`). Errors: `FlamingoError` for packing with padding on the left.
         """
         if not encoded:
             raise FlamingoError("a batch needs at least one document, got none")
@@ -180,7 +182,7 @@ class VisionLanguageProcessor(ProcessorMixin):
             position_ids[row, where] = torch.arange(t)
         more = {"segment_ids": segment_ids, "media_first": media_first} if pack else {}
         more |= self.connector_text([document.connector_text for _, document in owners])
-        pixels = self._pixels(owners)
+        pixels = self._pixels(owners, draft)
         return Batch(input_ids, attention_mask, position_ids, labels, pixels, media_index, **more)
 
     def connector_text(self, texts: Sequence[Sequence[int]]) -> dict[str, Tensor]:
@@ -189,12 +191,12 @@ class VisionLanguageProcessor(ProcessorMixin):
             return {}
         return pad_texts(texts, self.connector_tokenizer.pad_token_id)
 
-    def _pixels(self, images: Sequence[tuple[Image, Encoded]]) -> Tensor:
+    def _pixels(self, images: Sequence[tuple[Image, Encoded]], draft: bool = False) -> Tensor:
         height, width = self.image_transform.size
         pixels = torch.empty(len(images), 3, height, width)
         for i, (image, document) in enumerate(images):
             try:
-                pixels[i] = self.image_transform(image)
+                pixels[i] = self.image_transform(image, draft)
             except FlamingoError as error:
                 raise FlamingoError(f"{document.name}: {error}") from error
         return pixels
@@ -332,7 +334,9 @@ def _number_images(
     seen: dict[Any, int] = {}
     for document in encoded:
         row = []
-        for image, key in zip(document.images, document.media_keys, strict=True):
+        # A key hashes the image's bytes, so it is made only where somebody asks whether two are the same.
+        keys = document.media_keys if distinct else [None] * len(document.images)
+        for image, key in zip(document.images, keys, strict=True):
             number = seen.setdefault(key, len(owners)) if distinct else len(owners)
             if number == len(owners):
                 owners.append((image, document))

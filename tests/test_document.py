@@ -233,6 +233,49 @@ def test_a_truncated_image_is_an_error_not_a_grey_picture(kind: str, part: float
         Image(data[: int(len(data) * part)]).pil()
 
 
+# Smaller decoding, for training
+
+
+@settings(max_examples=60, deadline=None)
+@given(*[st.integers(1, 90)] * 2, *[st.integers(1, 40)] * 2, st.sampled_from([1, 3, 6, 8]))
+def test_a_jpeg_is_decoded_at_the_smallest_part_that_covers_what_is_wanted(
+    width: int, height: int, at_least_width: int, at_least_height: int, orientation: int
+) -> None:
+    exif = PIL.Image.Exif()
+    exif[0x0112] = orientation
+    stored = (height, width) if orientation >= 5 else (width, height)
+    image = Image(encoded(noise(*stored), "JPEG", exif=exif))
+    found = image.pil(at_least=(at_least_width, at_least_height)).size
+    fits = [n for n in (1, 2, 4, 8) if width // n >= at_least_width and height // n >= at_least_height]
+    part = max(fits, default=1)
+    assert found == (-(-width // part), -(-height // part))
+
+
+@pytest.mark.parametrize("kind", ["PNG", "WEBP"])
+def test_formats_without_parts_are_decoded_whole(kind: str) -> None:
+    image = Image(encoded(noise(64, 64), kind))
+    assert image.pil(at_least=(8, 8)).tobytes() == image.pil().tobytes()
+
+
+def test_the_four_inks_of_a_smaller_decoded_jpeg_become_rgb() -> None:
+    image = Image(encoded(PIL.Image.new("CMYK", (64, 64), (0, 255, 0, 0)), "JPEG"))
+    found = np.array(image.pil(at_least=(16, 16)))
+    assert found.shape == (16, 16, 3) and np.abs(found.astype(int) - (255, 0, 255)).max() <= 2
+
+
+@pytest.mark.parametrize("part", [0.1, 0.5, 0.9])
+def test_a_truncated_jpeg_is_an_error_when_it_is_decoded_smaller(part: float) -> None:
+    data = encoded(noise(64, 64), "JPEG")
+    with pytest.raises(FlamingoError, match="not a"):
+        Image(data[: int(len(data) * part)]).pil(at_least=(8, 8))
+
+
+def test_the_limit_of_pixels_counts_those_of_the_whole_image(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(document_module, "MAX_PIXELS", 64 * 64 - 1)
+    with pytest.raises(FlamingoError, match="4,096 pixels"):
+        Image(encoded(noise(64, 64), "JPEG")).pil(at_least=(8, 8))
+
+
 @pytest.mark.filterwarnings("ignore")  # Pillow warns of damaged EXIF, then reads on
 @settings(max_examples=80, deadline=None)
 @given(st.sampled_from(["JPEG", "PNG", "WEBP"]), st.integers(0, 2**32))

@@ -146,6 +146,19 @@ def test_packing_to_the_left_is_refused(processor: VisionLanguageProcessor) -> N
         processor.collate(processor.encode_all([Document(["a"])]), padding_side="left", pack=True)
 
 
+def test_a_draft_is_made_only_where_it_is_asked_for(processor: VisionLanguageProcessor) -> None:
+    buffer = io.BytesIO()
+    picture(0, 64, 48).save(buffer, "JPEG")
+    document = Document([Image(buffer.getvalue()), "a"])
+    encoded = [processor.encode(document, complete=True)]
+    exact = processor.image_transform(document.images[0])
+    for batch in (processor([document]), processor([document], complete=True), processor.collate(encoded)):
+        assert torch.equal(batch.pixel_values[0], exact)
+    draft = processor.collate(encoded, draft=True).pixel_values[0]
+    assert torch.equal(draft, processor.image_transform(document.images[0], draft=True))
+    assert not torch.equal(draft, exact)
+
+
 @settings(max_examples=30, deadline=None)
 @given(batches)
 def test_distinct_images_are_stored_once_and_seen_alike(

@@ -6,39 +6,41 @@ judgement is a `SampleError` whose reason is the word under which it is counted.
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass
-
-import PIL.Image
+from dataclasses import dataclass, field
+from typing import Any
 
 from flamingo_lite.data.deny import DenyList
+from flamingo_lite.data.limits import Limits
 from flamingo_lite.document import END_OF_CHUNK, IMAGE_TOKEN, Document, Image, Text, decode_image
 from flamingo_lite.errors import FlamingoError, SampleError
+
+LIMITS = Limits()
+"""What is above them would be refused when the shards are read."""
+
+
+def option(default: Any, help: str) -> Any:
+    """A field of options with the line that the command shows for it."""
+    return field(default=default, metadata={"help": help})
 
 
 @dataclass(frozen=True)
 class Filters:
-    """The limits that all formats share; None: no limit.
+    """The limits that all formats share; None: no limit. Errors: `FlamingoError` naming a value that cannot be."""
 
-    `min_bytes`: an encoded image has more. `min_side`, `max_side`: pixels of its shorter and longer side;
-    `max_aspect`: longer to shorter side. `min_similarity`: image to text, where the data has it. `min_text`,
-    `max_text`: characters of a document's texts. `min_images`, `max_images`: of a document (in interleaved ones,
-    images above the maximum are left out). `single_images`: the share of documents with one image that stay.
-    `deny`: a file of hashes, made by `flamingo-lite data deny`; `deny_distance`: bits of 64 by which the
-    perceptual hash of a denied image may differ.
-    """
-
-    min_bytes: int = 0
-    min_side: int | None = None
-    max_side: int | None = None
-    max_aspect: float | None = None
-    min_similarity: float | None = None
-    min_text: int = 0
-    max_text: int | None = None
-    min_images: int = 0
-    max_images: int | None = None
-    single_images: float = 1.0
-    deny: str | None = None
-    deny_distance: int = 4
+    min_bytes: int = option(0, "an encoded image has more bytes than this")
+    min_side: int | None = option(None, "pixels of an image's shorter side, at least")
+    max_side: int | None = option(None, "pixels of an image's longer side, at most")
+    max_aspect: float | None = option(None, "an image's longer side over its shorter one, at most")
+    min_similarity: float | None = option(None, "cosine of image and text, at least, where the data have it")
+    min_text: int = option(0, "characters of a document, at least")
+    max_text: int = option(LIMITS.characters, "characters of a document, at most")
+    min_images: int = option(0, "images of a document, at least")
+    max_images: int = option(LIMITS.images, "images of a document, at most")
+    single_images: float = option(
+        1.0, "the share of documents with a single image that stay, by a hash of their key"
+    )
+    deny: str | None = option(None, "a list of images to keep out, made by flamingo-lite data deny")
+    deny_distance: int = option(4, "bits of 64 in which the perceptual hash of a denied image may differ")
 
     def __post_init__(self) -> None:
         for name in ("min_bytes", "min_side", "max_side", "min_text", "max_text", "min_images", "max_images"):
@@ -49,9 +51,13 @@ class Filters:
             if least is not None and most is not None and least > most:
                 raise FlamingoError(f"{low} is {least} and {high} is {most}: nothing would be left")
         if self.max_aspect is not None and not self.max_aspect >= 1:
-            raise FlamingoError(f"max_aspect is {self.max_aspect}; expected 1 or more (longer to shorter side)")
+            raise FlamingoError(
+                f"max_aspect is {self.max_aspect}; expected 1 or more (longer to shorter side)"
+            )
         if self.min_similarity is not None and not -1 <= self.min_similarity <= 1:
-            raise FlamingoError(f"min_similarity is {self.min_similarity}; expected a cosine, -1 to 1 (such as 0.24)")
+            raise FlamingoError(
+                f"min_similarity is {self.min_similarity}; expected a cosine, -1 to 1 (such as 0.24)"
+            )
         if not 0 <= self.single_images <= 1:
             raise FlamingoError(f"single_images is {self.single_images}; expected a share, 0 to 1")
         if not 0 <= self.deny_distance <= 63:
@@ -76,7 +82,8 @@ def check_bytes(image: Image, filters: Filters) -> None:
     """Errors: `SampleError` unless the encoded image has more than `min_bytes` bytes."""
     if len(image.data) <= filters.min_bytes and filters.min_bytes:
         raise SampleError(
-            f"{image.name}: {len(image.data):,} bytes; expected more than {filters.min_bytes:,}", "small_image"
+            f"{image.name}: {len(image.data):,} bytes; expected more than {filters.min_bytes:,}",
+            "small_image",
         )
 
 
@@ -99,7 +106,9 @@ def check_similarity(similarity: float | None, name: str, filters: Filters) -> N
     if similarity is None:
         raise SampleError(f"{name}: has no similarity; leave min_similarity out", "layout")
     if similarity < filters.min_similarity:
-        raise SampleError(f"{name}: similarity {similarity:.3f}, under {filters.min_similarity:g}", "similarity")
+        raise SampleError(
+            f"{name}: similarity {similarity:.3f}, under {filters.min_similarity:g}", "similarity"
+        )
 
 
 def check_texts(document: Document, name: str, filters: Filters) -> None:
@@ -114,19 +123,25 @@ def check_texts(document: Document, name: str, filters: Filters) -> None:
             raise SampleError(f"{name}: a text holds half of a surrogate pair", "text") from error
     length = sum(len(text.text) for text in document.texts)
     if length < filters.min_text:
-        raise SampleError(f"{name}: {length:,} characters of text; expected {filters.min_text:,} or more", "text")
-    if filters.max_text is not None and length > filters.max_text:
-        raise SampleError(f"{name}: {length:,} characters of text; expected {filters.max_text:,} or fewer", "text")
+        raise SampleError(
+            f"{name}: {length:,} characters of text; expected {filters.min_text:,} or more", "text"
+        )
+    if length > filters.max_text:
+        raise SampleError(
+            f"{name}: {length:,} characters of text; expected {filters.max_text:,} or fewer", "text"
+        )
 
 
 def check_count(images: int, key: str, name: str, filters: Filters) -> None:
     """Errors: `SampleError` for too few or too many images, or one image where only a share of these stays."""
     if images < filters.min_images:
         raise SampleError(f"{name}: {images} images; expected {filters.min_images} or more", "images")
-    if filters.max_images is not None and images > filters.max_images:
+    if images > filters.max_images:
         raise SampleError(f"{name}: {images} images; expected {filters.max_images} or fewer", "images")
     if images == 1 and not in_share(key, filters.single_images):
-        raise SampleError(f"{name}: one image; {filters.single_images:g} of these documents stay", "single_image")
+        raise SampleError(
+            f"{name}: one image; {filters.single_images:g} of these documents stay", "single_image"
+        )
 
 
 def in_share(key: str, share: float) -> bool:

@@ -6,18 +6,15 @@ It is written last, so a directory with a manifest is whole; what it does not na
 import hashlib
 import json
 import re
-import tarfile
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from webdataset.tariterators import base_plus_ext
-
+from flamingo_lite.data.tar import BLOCK, scan
 from flamingo_lite.errors import FlamingoError
 
 MANIFEST = "shards.json"
 VERSION = 1
-BLOCK = 512  # a tar is made of blocks of this many bytes
 
 # A plain file name: no separator, no leading dot, no scheme, so that it stays inside its directory.
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,199}\.tar")
@@ -134,20 +131,14 @@ def _checked(directory: Path, shard: Shard, verify: str) -> Shard:
 
 def _with_offsets(path: Path, shard: Shard) -> Shard:
     """Finds where the samples begin, for shards that another program wrote."""
-    offsets: list[int] = []
-    last_key: str | None = None
+    found = scan(path)
+    if found.tail is not None:
+        raise FlamingoError(f"{path}: not the tar that {MANIFEST} describes ({found.tail}); make it again")
+    indexed = Shard(**{**asdict(shard), "offsets": tuple(found.offsets)})
     try:
-        with tarfile.open(path, "r:") as tar:
-            for member in tar:
-                key, _ = base_plus_ext(member.name)
-                # Files without a key, and those named __like_this__, are metadata to webdataset.
-                if member.isreg() and key is not None and key != last_key and not key.startswith("__"):
-                    offsets.append(member.offset)
-                    last_key = key
-        found = Shard(**{**asdict(shard), "offsets": tuple(offsets)})
-        _check_offsets(found)
-    except (tarfile.TarError, ValueError) as error:
+        _check_offsets(indexed)
+    except ValueError as error:
         raise FlamingoError(
             f"{path}: not the tar that {MANIFEST} describes ({error}); make it again"
         ) from error
-    return found
+    return indexed

@@ -11,7 +11,8 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from flamingo_lite.data.images import IMAGE_SUFFIXES, suffix
+from flamingo_lite.data.images import suffix
+from flamingo_lite.data.tar import is_member
 from flamingo_lite.document import Document, Image, Text, image_format
 from flamingo_lite.errors import FlamingoError
 
@@ -50,11 +51,6 @@ def to_sample(key: str, document: Document) -> dict[str, str | bytes]:
     sample = {"images": [image for image, _ in slots], "texts": [text for _, text in slots], "meta": meta}
     members["json"] = _dumps(key, sample).encode()
     return members
-
-
-def is_member(name: str) -> bool:
-    """Whether a member of a tar is ever read: interleaved JSON or an image. All others are skipped."""
-    return name.rpartition(".")[2].lower() in IMAGE_SUFFIXES | {"json"}
 
 
 def from_sample(members: Mapping[str, Any], where: str) -> Document:

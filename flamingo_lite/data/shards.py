@@ -1,22 +1,19 @@
 """Shards: documents in WebDataset tars, read in an order that is a pure function of (seed, epoch, manifest).
 
-Samples are parsed by webdataset and decoded by `samples.py`: nothing is unpickled, no shell is started, no
+Samples are cut out by `tar.py` and decoded by `samples.py`: nothing is unpickled, no shell is started, no
 address is fetched, and only files that the manifest names are opened.
 """
 
-import io
 import random
-import tarfile
 from bisect import bisect_right
 from collections.abc import Iterator
 from itertools import accumulate
 from pathlib import Path
 
-from webdataset.tariterators import group_by_keys, tar_file_expander
-
 from flamingo_lite.data.manifest import Manifest, Shard, load_manifest
-from flamingo_lite.data.samples import from_sample, is_member
+from flamingo_lite.data.samples import from_sample
 from flamingo_lite.data.shard_writer import ShardWriter, write_shards
+from flamingo_lite.data.tar import parse, read_stretch
 from flamingo_lite.document import Document
 from flamingo_lite.errors import FlamingoError
 
@@ -91,30 +88,12 @@ def read_shards(
 
 def _read(path: Path, start: int, stop: int) -> bytes:
     try:
-        with path.open("rb") as file:
-            file.seek(start)
-            data = file.read(stop - start)
+        return read_stretch(path, start, stop, str(path))
     except OSError as error:
         raise FlamingoError(f"{path}: the shard cannot be read ({error.strerror})") from error
-    if len(data) < stop - start:
-        raise FlamingoError(f"{path}: truncated while it was in use; make the shards again")
-    return data
 
 
 def _parse(data: bytes, path: Path, number: int) -> tuple[str, Document]:
     """The one sample in this stretch of a tar."""
-    # webdataset would inflate a compressed archive without bound: only plain tars begin with this mark.
-    if data[257:262] != b"ustar":
-        raise FlamingoError(f"{path}: sample {number} is damaged (no tar header); make the shard again")
-    stream = [{"url": str(path), "stream": io.BytesIO(data)}]
-    try:
-        samples = list(group_by_keys(tar_file_expander(stream, select_files=is_member)))
-    except (tarfile.TarError, ValueError, EOFError, OSError) as error:
-        reason = error.args[0] if error.args else type(error).__name__
-        raise FlamingoError(f"{path}: sample {number} is damaged ({reason}); make the shard again") from error
-    if len(samples) != 1:
-        raise FlamingoError(
-            f"{path}: sample {number} has {len(samples)} keys with json or images; expected one"
-        )
-    key = samples[0]["__key__"]
-    return key, from_sample(samples[0], f"{path}/{key}")
+    sample = parse(data, f"{path}: sample {number}")
+    return sample.key, from_sample(sample.members, f"{path}/{sample.key}")

@@ -5,6 +5,7 @@ import io
 import json
 import os
 import pickle
+import random
 import struct
 import tarfile
 from collections.abc import Callable, Iterator
@@ -409,11 +410,11 @@ def test_members_that_are_no_json_and_no_image_are_never_decoded(tmp_path: Path)
 
 @pytest.mark.parametrize("mode", ["w:gz", "w:bz2", "w:xz"])
 def test_a_compressed_archive_is_not_inflated(mode: str, tmp_path: Path) -> None:
-    directory = foreign_shard(tmp_path / "f", {"a.json": b"0" * 100_000}, mode)
+    directory = foreign_shard(tmp_path / "f", {"a.json": random.Random(0).randbytes(2000)}, mode)
     with pytest.raises(FlamingoError, match="foreign.tar: not the tar"):
         list(read_shards(directory))
     change_manifest(directory, lambda m: m["shards"][0].update(offsets=[0]))
-    with pytest.raises(FlamingoError, match="foreign.tar: sample 0 is damaged"):
+    with pytest.raises(FlamingoError, match="foreign.tar: sample 0, byte 0: no header of a plain tar"):
         list(read_shards(directory))
 
 

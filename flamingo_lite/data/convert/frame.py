@@ -11,20 +11,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from flamingo_lite.data.filters import Filters
+from flamingo_lite.data.filters import Filters, option
 from flamingo_lite.document import Document
 from flamingo_lite.errors import FlamingoError, SampleError
 
 
 @dataclass(frozen=True)
 class Options(Filters):
-    """What every format can be told. A format with options of its own extends it, and may change defaults.
+    """What every format can be told. A format with options of its own extends it, and may change defaults."""
 
-    `images`: the folder that holds the images which the inputs name.
-    """
-
-    images: Path | None = None
-    samples_per_shard: int = 1000
+    images: Path | None = option(None, "the folder that holds the images which the inputs name")
+    samples_per_shard: int = option(1000, "documents of a shard, at most")
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -51,7 +48,11 @@ class Unit:
         """The name as a part of keys and shard names: without suffix, plain, short, and as unique as the name."""
         stem = self.name.split(".")[0]
         plain = re.sub(r"[^A-Za-z0-9_-]+", "_", stem).lstrip("_-")[:40]
-        return plain if plain == stem else f"{plain or 'input'}-{hashlib.sha256(self.name.encode()).hexdigest()[:8]}"
+        return (
+            plain
+            if plain == stem
+            else f"{plain or 'input'}-{hashlib.sha256(self.name.encode()).hexdigest()[:8]}"
+        )
 
     @property
     def id(self) -> str:

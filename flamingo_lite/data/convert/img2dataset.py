@@ -36,7 +36,10 @@ def pair(name: str, members: dict[str, bytes], where: str, options: Options) -> 
     about = parse_json(members["json"], where) if "json" in members else {}
     if not isinstance(about, dict):
         raise SampleError(f"{where}: its json is a {type(about).__name__}; expected an object", "layout")
-    meta = {"sample": name, **{key: about[key] for key in ("url", "similarity") if about.get(key) is not None}}
+    meta = {
+        "sample": name,
+        **{key: about[key] for key in ("url", "similarity") if about.get(key) is not None},
+    }
     check_similarity(similarity(about, where), where, options)
     image = Image(members[found[0]], name=f"{where}.{found[0]}")
     return Document([image, Text(caption(members, about, where), ends_chunk=True)], meta)

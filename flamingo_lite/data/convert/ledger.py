@@ -4,7 +4,7 @@ is done, and only such a unit is skipped by the next run."""
 import hashlib
 import json
 from collections import Counter
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -57,7 +57,7 @@ def read_ledger(directory: Path, unit: str) -> Ledger | None:
     """None where there is none, or none that can be read: the unit is then done again."""
     try:
         content = json.loads(ledger_path(directory, unit).read_bytes())
-        content["shards"] = [Shard(**{**shard, "offsets": ()}) for shard in content["shards"]]
+        content["shards"] = [replace(Shard(**shard), offsets=()) for shard in content["shards"]]
         for name in ("rejects", "images_left_out"):
             content[name] = Counter(content[name])
         return Ledger(**content)
@@ -116,5 +116,7 @@ def _folder(path: Path) -> str:
     for found in sorted(path.rglob("*")):
         if found.is_file():
             stat = found.stat()
-            digest.update(f"{found.relative_to(path).as_posix()}\0{stat.st_size}\0{stat.st_mtime_ns}\n".encode())
+            digest.update(
+                f"{found.relative_to(path).as_posix()}\0{stat.st_size}\0{stat.st_mtime_ns}\n".encode()
+            )
     return digest.hexdigest()

@@ -27,7 +27,9 @@ def json_lines(path: Path) -> Iterator[tuple[int, bytes]]:
         number = 0
         while line := file.readline(MAX_LINE + 1):
             if len(line) > MAX_LINE:
-                raise FlamingoError(f"{path}: line {number + 1} has more than {MAX_LINE:,} bytes; expected JSON lines")
+                raise FlamingoError(
+                    f"{path}: line {number + 1} has more than {MAX_LINE:,} bytes; expected JSON lines"
+                )
             if not line.isspace():
                 yield number, line
             number += 1
@@ -59,7 +61,9 @@ def image_in(folder: Path | None, name: Any, where: str) -> Image:
         if not path.is_file():
             raise SampleError(f"{where}: image {name!r} is not in {folder}", "missing")
         if (size := path.stat().st_size) > MAX_BYTES:
-            raise SampleError(f"{where}: image {name!r} has {size:,} bytes, above the limit of {MAX_BYTES:,}", "bytes")
+            raise SampleError(
+                f"{where}: image {name!r} has {size:,} bytes, above the limit of {MAX_BYTES:,}", "bytes"
+            )
         return Image(path.read_bytes(), name=f"{where}: {name}")
     except OSError as error:
         raise SampleError(f"{where}: image {name!r} cannot be read ({error.strerror})", "missing") from error
