@@ -7,29 +7,22 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache, partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from flamingo_lite.data.convert.frame import Format, Options, Record, Unit, fields, files
 from flamingo_lite.data.convert.json_records import Section, cut, read_records, section
 from flamingo_lite.data.convert.sources import image_in, parse_json
 from flamingo_lite.data.convert.values import plain_text
+from flamingo_lite.data.filters import option
 from flamingo_lite.document import Document, Image, Text
 from flamingo_lite.errors import FlamingoError, SampleError
-from flamingo_lite.names import check_choice
-
-CAPTIONS = ("each", "first")
 
 
 @dataclass(frozen=True)
 class CocoOptions(Options):
-    """`captions`: a document for each caption, or one per image with its first caption ("first"), in which all its
-    captions are kept in the meta."""
-
-    captions: str = "each"
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check_choice("value of captions", self.captions, CAPTIONS)
+    captions: Literal["each", "first"] = option(
+        "each", "a document for each caption, or for each image with its first; its meta then has them all"
+    )
 
 
 def units(inputs: Sequence[Path], options: CocoOptions) -> list[Unit]:

@@ -11,6 +11,7 @@ from functools import partial
 from flamingo_lite.data.convert.frame import Format, Options, Record, Unit, attempt, whole_files
 from flamingo_lite.data.convert.sources import image_in
 from flamingo_lite.data.convert.values import plain_text
+from flamingo_lite.data.filters import option
 from flamingo_lite.document import Document, Text
 from flamingo_lite.errors import FlamingoError, SampleError, first_line
 
@@ -19,13 +20,10 @@ MAX_CELL = 2**20
 
 @dataclass(frozen=True)
 class CsvOptions(Options):
-    """`image_column`, `text_column`: their headings. `separator`: between several images of a cell. `delimiter`:
-    between columns ("\\t" or "tab" for a tab)."""
-
-    image_column: str = "image"
-    text_column: str = "text"
-    separator: str = ";"
-    delimiter: str = ","
+    image_column: str = option("image", "the heading of the image paths")
+    text_column: str = option("text", "the heading of the texts")
+    separator: str = option(";", "what stands between the images of a cell")
+    delimiter: str = option(",", "what stands between columns; tab for a tab")
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -38,7 +36,7 @@ class CsvOptions(Options):
 
     @property
     def column_delimiter(self) -> str:
-        return "\t" if self.delimiter in ("tab", "\\t") else self.delimiter
+        return "\t" if self.delimiter == "tab" else self.delimiter
 
 
 def read(unit: Unit, options: CsvOptions) -> Iterator[Record]:
@@ -46,7 +44,7 @@ def read(unit: Unit, options: CsvOptions) -> Iterator[Record]:
     try:
         with unit.path.open(encoding="utf-8-sig", newline="") as file:
             rows = csv.DictReader(file, delimiter=options.column_delimiter, strict=True)
-            _check_header(unit, rows.fieldnames or [], options)
+            _check_header(unit, list(rows.fieldnames or []), options)
             for number, row in enumerate(rows):
                 yield attempt(unit.key(number), partial(_document, options, row, unit.where(number)))
     except (csv.Error, UnicodeDecodeError, OSError) as error:
@@ -54,11 +52,11 @@ def read(unit: Unit, options: CsvOptions) -> Iterator[Record]:
 
 
 def _check_header(unit: Unit, header: list[str], options: CsvOptions) -> None:
-    for option in ("image_column", "text_column"):
-        if header.count(name := getattr(options, option)) != 1:
+    for setting in ("image_column", "text_column"):
+        if header.count(name := getattr(options, setting)) != 1:
             found = ", ".join(map(repr, header[:8])) or "nothing"
             raise FlamingoError(
-                f"{unit.path}: expected one column {name!r}; found {found}; choose with {option}="
+                f"{unit.path}: expected one column {name!r}; found {found}; choose with {setting}="
             )
     if len(set(header)) < len(header):
         raise FlamingoError(

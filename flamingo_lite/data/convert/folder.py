@@ -5,29 +5,24 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Literal
 
 from flamingo_lite.data.convert.frame import Format, Options, Record, Unit, attempt, stretches
 from flamingo_lite.data.convert.sources import image_in
 from flamingo_lite.data.convert.values import plain_text
+from flamingo_lite.data.filters import option
 from flamingo_lite.data.images import IMAGE_SUFFIXES
 from flamingo_lite.document import Document, Text
 from flamingo_lite.errors import FlamingoError, SampleError
-from flamingo_lite.names import check_choice
 
-TEXTS = ("file", "folder")
 MAX_TEXT_BYTES = 2**20
 
 
 @dataclass(frozen=True)
 class FolderOptions(Options):
-    """`text`: where an image's text comes from: the `file` of its name that ends in .txt, or its `folder`'s name,
-    which is its class."""
-
-    text: str = "file"
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check_choice("value of text", self.text, TEXTS)
+    text: Literal["file", "folder"] = option(
+        "file", "an image's text: the .txt file of its name, or the name of its folder, as its class"
+    )
 
 
 def units(inputs: Sequence[Path], options: FolderOptions) -> list[Unit]:

@@ -82,7 +82,7 @@ class JsonFile:
                 raise self._error(position, f"a comma or {_CLOSING[opening].decode()}")
             position = self._skip(position + 1)
 
-    def bytes(self, start: int, end: int) -> bytes:
+    def read(self, start: int, end: int) -> bytes:
         """These bytes of the file."""
         return self._data[start:end]
 

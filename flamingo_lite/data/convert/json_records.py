@@ -68,7 +68,7 @@ def value(path: Path, name: str) -> Any:
     with JsonFile(path) as file:
         start = _start(file, name)
         end = next(element.end for element in file.elements() if element.start == start)
-        return parse_json(file.bytes(start, end), f"{path}: {name}")
+        return parse_json(file.read(start, end), f"{path}: {name}")
 
 
 def read_records(

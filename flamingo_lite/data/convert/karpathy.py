@@ -13,6 +13,7 @@ from flamingo_lite.data.convert.coco import CocoOptions, pair
 from flamingo_lite.data.convert.frame import Format, Record, Reject, Unit, attempt, fields, files
 from flamingo_lite.data.convert.json_records import cut, section
 from flamingo_lite.data.convert.sources import image_in, parse_json
+from flamingo_lite.data.filters import option
 from flamingo_lite.document import Document
 from flamingo_lite.errors import FlamingoError, SampleError
 
@@ -21,9 +22,7 @@ SPLITS = ("train", "restval", "val", "test")
 
 @dataclass(frozen=True)
 class KarpathyOptions(CocoOptions):
-    """`split`: one or more of train, restval, val, test, separated by commas. Training uses train and restval."""
-
-    split: str = "train,restval"
+    split: str = option("train,restval", "of train, restval, val, test, separated by commas")
 
     def __post_init__(self) -> None:
         super().__post_init__()

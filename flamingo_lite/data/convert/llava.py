@@ -14,6 +14,7 @@ from flamingo_lite.data.convert.frame import Format, Options, Record, Unit, fiel
 from flamingo_lite.data.convert.json_records import cut, read_records, section
 from flamingo_lite.data.convert.sources import image_in
 from flamingo_lite.data.convert.values import list_of, plain_text
+from flamingo_lite.data.filters import option
 from flamingo_lite.document import IMAGE_TOKEN, Document, Image, Text
 from flamingo_lite.errors import SampleError
 
@@ -22,9 +23,7 @@ ROLES = {"human": "user", "gpt": "assistant", "system": "system"}
 
 @dataclass(frozen=True)
 class LlavaOptions(Options):
-    """`ignore`: fields beyond LLaVA's own that records may have, separated by commas; they are not kept."""
-
-    ignore: str = ""
+    ignore: str = option("", "fields beyond LLaVA's own that records may have, separated by commas; not kept")
 
 
 def units(inputs: Sequence[Path], options: LlavaOptions) -> list[Unit]:

@@ -14,6 +14,7 @@ from flamingo_lite.data.convert.frame import Format, Options, Record, Unit, fiel
 from flamingo_lite.data.convert.json_records import Section, cut, read_records, section
 from flamingo_lite.data.convert.sources import parse_json
 from flamingo_lite.data.convert.values import image_from_base64, list_of, plain_text
+from flamingo_lite.data.filters import option
 from flamingo_lite.document import Document, Image, Text
 from flamingo_lite.errors import FlamingoError, SampleError
 
@@ -22,10 +23,9 @@ REQUIRED = {"instruction": str, "answer": str, "image_ids": list, "rel_ins_ids":
 
 @dataclass(frozen=True)
 class MimicItOptions(Options):
-    """`images`: the JSON file of images. `in_context`: the related instructions stand before each one, with their
-    answers, as examples or as the conversation so far."""
-
-    in_context: bool = False
+    in_context: bool = option(
+        False, "the related instructions first, with their answers: examples, or the conversation so far"
+    )
 
 
 def units(inputs: Sequence[Path], options: MimicItOptions) -> list[Unit]:

@@ -14,6 +14,7 @@ from flamingo_lite.data.convert.frame import Format, Options, Record, Unit, atte
 from flamingo_lite.data.convert.json_records import cut, section
 from flamingo_lite.data.convert.sources import image_in, parse_json
 from flamingo_lite.data.convert.values import list_of, plain_text
+from flamingo_lite.data.filters import option
 from flamingo_lite.document import Document, Image, Text
 from flamingo_lite.errors import FlamingoError, SampleError
 from flamingo_lite.names import check_choice
@@ -25,10 +26,7 @@ ABOUT = ("task", "grade", "subject", "topic", "category", "skill", "lecture", "s
 
 @dataclass(frozen=True)
 class ScienceQaOptions(Options):
-    """`split`: a list of pid_splits.json. `images`: the folder of the splits' folders, beside problems.json by
-    default."""
-
-    split: str = "train"
+    split: str = option("train", "train, val, test, ...: a list of pid_splits.json")
 
 
 def units(inputs: Sequence[Path], options: ScienceQaOptions) -> list[Unit]:

@@ -14,15 +14,16 @@ from flamingo_lite.data.convert.frame import Format, Options, Record, Unit, fiel
 from flamingo_lite.data.convert.json_records import Section, cut, names, read_records, section, value
 from flamingo_lite.data.convert.sources import image_in, parse_json
 from flamingo_lite.data.convert.values import plain_text
+from flamingo_lite.data.filters import option
 from flamingo_lite.document import Document, Text
 from flamingo_lite.errors import FlamingoError, SampleError
 
 
 @dataclass(frozen=True)
 class VqaOptions(Options):
-    """`prompt`: how a question is put; the answer follows after a blank. Flamingo's by default."""
-
-    prompt: str = "Question: {question} Short answer:"
+    prompt: str = option(
+        "Question: {question} Short answer:", "how a question is put; the answer follows after a blank"
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()

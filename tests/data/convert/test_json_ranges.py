@@ -27,7 +27,7 @@ containers = st.lists(values, max_size=6) | st.dictionaries(st.text(max_size=6),
 def elements(path: Path) -> list[Any]:
     with JsonFile(path) as file:
         return [
-            (element.key, json.loads(file.bytes(element.start, element.end))) for element in file.elements()
+            (element.key, json.loads(file.read(element.start, element.end))) for element in file.elements()
         ]
 
 
