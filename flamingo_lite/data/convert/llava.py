@@ -39,6 +39,8 @@ def conversation(options: LlavaOptions, key: str | None, record: Any, where: str
     ignored = {name.strip(): object for name in options.ignore.split(",") if name.strip()}
     optional = {"image": (str, list), "model": str, **ignored}
     fields(record, where, {"id": (str, int), "conversations": list}, optional)
+    if not record["conversations"]:
+        raise SampleError(f"{where}: conversations is empty; expected turns", "layout")
     names = record.get("image", [])
     names = list_of(str, names, f"{where}: image") if isinstance(names, list) else [names]
     turns = [_turn(turn, f"{where}: turn {i}") for i, turn in enumerate(record["conversations"])]

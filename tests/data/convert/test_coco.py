@@ -114,7 +114,9 @@ def test_without_images_it_says_how_to_name_them(tmp_path: Path, capsys: pytest.
 
 
 def karpathy(target: Path, *words: str) -> Any:
-    return convert(target, "karpathy", KARPATHY / "dataset_coco.json", "--images", KARPATHY / "images", *words)
+    return convert(
+        target, "karpathy", KARPATHY / "dataset_coco.json", "--images", KARPATHY / "images", *words
+    )
 
 
 def test_train_and_restval_are_karpathys_training_split(tmp_path: Path) -> None:
