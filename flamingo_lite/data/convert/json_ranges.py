@@ -105,9 +105,7 @@ class JsonFile:
         """Where the value that begins at `position` ends."""
         first = self._at(position)
         if first == b'"':
-            if found := _STRING.match(self._data, position):
-                return found.end()
-            raise self._error(position, "the end of a text")
+            return self._text_end(position)
         for window in _WINDOWS:
             # As latin-1 a byte is a character, so positions agree, and what is no ASCII stands inside texts only.
             text = self._data[position : position + window].decode("latin-1")
@@ -128,6 +126,15 @@ class JsonFile:
         for element in self.elements(position):
             end = element.end
         return self._skip(end) + 1  # of an empty one, blank for a megabyte, too
+
+    def _text_end(self, position: int) -> int:
+        end = self._data.find(b'"', position + 1)
+        # Images in base64 are megabytes without a backslash: a search is several times faster than the pattern.
+        if end > 0 and self._data.find(b"\\", position, end) < 0:
+            return end + 1
+        if found := _STRING.match(self._data, position):
+            return found.end()
+        raise self._error(position, "the end of a text")
 
     def _skip(self, position: int) -> int:
         found = _SPACE.match(self._data, position)
