@@ -16,7 +16,7 @@ from transformers.utils import cached_file
 
 from flamingo_lite.batch import IGNORED, NO_IMAGE, NO_SEGMENT, Batch
 from flamingo_lite.document import IMAGE_TOKEN, Document, Image
-from flamingo_lite.errors import FlamingoError
+from flamingo_lite.errors import FlamingoError, SampleError
 from flamingo_lite.image_transform import ImageTransform
 from flamingo_lite.text.chat import chat_template_for, check_messages
 from flamingo_lite.text.connector_text import instruction_ids, pad_texts
@@ -197,8 +197,8 @@ class VisionLanguageProcessor(ProcessorMixin):
         for i, (image, document) in enumerate(images):
             try:
                 pixels[i] = self.image_transform(image, draft)
-            except FlamingoError as error:
-                raise FlamingoError(f"{document.name}: {error}") from error
+            except SampleError as error:
+                raise SampleError(f"{document.name}: {error}", error.reason) from error
         return pixels
 
     def replace_image_token(self, image_inputs: dict[str, Any], image_idx: int, **kwargs: Any) -> str:

@@ -11,6 +11,7 @@ from typing import Any
 
 from flamingo_lite.data.deny import DenyList
 from flamingo_lite.data.limits import Limits
+from flamingo_lite.data.strict_json import is_encodable
 from flamingo_lite.document import END_OF_CHUNK, IMAGE_TOKEN, Document, Image, Text, decode_image
 from flamingo_lite.errors import FlamingoError, SampleError
 
@@ -67,12 +68,7 @@ class Filters:
 def check_image(image: Image, filters: Filters, deny: DenyList | None = None) -> None:
     """Errors: `SampleError` for an image that is too small or large in bytes or pixels, broken, or denied."""
     check_bytes(image, filters)
-    try:
-        pixels = decode_image(image.data, image.name)
-    except SampleError:
-        raise
-    except FlamingoError as error:
-        raise SampleError(str(error), "image") from error
+    pixels = decode_image(image.data, image.name)
     check_size(pixels.size, image.name, filters)
     if deny is not None and (denied := deny.find(image.data, pixels, filters.deny_distance)):
         raise SampleError(f"{image.name}: {denied}", "denied")
@@ -116,11 +112,9 @@ def check_texts(document: Document, name: str, filters: Filters) -> None:
     for text in (text.text for text in document.texts):
         for mark in (IMAGE_TOKEN, END_OF_CHUNK):
             if mark in text:
-                raise SampleError(f"{name}: a text holds {mark}, which is a mark and no word", "mark")
-        try:
-            text.encode()
-        except UnicodeEncodeError as error:
-            raise SampleError(f"{name}: a text holds half of a surrogate pair", "text") from error
+                raise SampleError(f"{name}: a text holds {mark}, which is a mark and no word", "marks")
+        if not is_encodable(text):
+            raise SampleError(f"{name}: a text holds half of a surrogate pair", "text")
     length = sum(len(text.text) for text in document.texts)
     if length < filters.min_text:
         raise SampleError(
@@ -163,3 +157,14 @@ def mark_chunks(segments: Sequence[Text | Image]) -> list[Text | Image]:
         ends = is_last or (seen_image and isinstance(segments[position + 1], Image))
         marked.append(Text(segment.text, segment.loss, segment.role, ends))
     return marked
+
+
+def join_texts(segments: Sequence[Text | Image], joint: str) -> list[Text | Image]:
+    """Texts that stand side by side as one, with `joint` between them."""
+    joined: list[Text | Image] = []
+    for segment in segments:
+        if joined and isinstance(segment, Text) and isinstance(joined[-1], Text):
+            joined[-1] = Text(f"{joined[-1].text}{joint}{segment.text}", segment.loss, segment.role)
+        else:
+            joined.append(segment)
+    return joined

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import partial
 
+from flamingo_lite.data.stores import CacheConfig
 from flamingo_lite.document import Document
 from flamingo_lite.errors import FlamingoError
 from flamingo_lite.names import check_choice
@@ -24,7 +25,7 @@ class DataConfig:
     """Shards in `directory`: where they are read, and what `flamingo-lite data make` writes there.
 
     `families` maps the name of a synthetic family to its weight. `text_twins`: the share of documents in which words
-    stand in place of every picture. `workers`: processes; 0 = one per core.
+    stand in place of every picture. `workers`: processes; 0 = one per core. `cache`: for shards that are read from far away.
     """
 
     directory: str = "outputs/shards"
@@ -34,6 +35,7 @@ class DataConfig:
     samples_per_shard: int = 1000
     seed: int = 0
     workers: int = 0
+    cache: CacheConfig = field(default_factory=CacheConfig)
 
     def __post_init__(self) -> None:
         for name in ("samples", "samples_per_shard"):

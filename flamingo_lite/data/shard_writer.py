@@ -2,7 +2,6 @@
 
 import errno
 import os
-import struct
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -13,6 +12,7 @@ import webdataset
 
 from flamingo_lite.data.manifest import MANIFEST, Manifest, Shard, load_manifest, sha256_of
 from flamingo_lite.data.samples import to_sample
+from flamingo_lite.data.shard_index import index_bytes
 from flamingo_lite.document import Document
 from flamingo_lite.errors import FlamingoError
 
@@ -170,15 +170,15 @@ class _OpenShard:
         self.images += len(sample) - 2
 
     def close(self) -> Shard:
-        ends = struct.pack(f"<{len(self.offsets) + 1}Q", *self.offsets, self._writer.tarstream.offset)
+        index = index_bytes([*self.offsets, self._writer.tarstream.offset])
         self._writer.close()
         sync(self._file)
         self._file.close()
         with self.index.open("wb") as file:
-            file.write(ends)
+            file.write(index)
             sync(file)
         size, samples = self.path.stat().st_size, len(self.offsets)
-        return Shard(self.name, size, sha256_of(self.path), samples, self.images, tuple(self.offsets))
+        return Shard(self.name, size, sha256_of(self.path), samples, self.images)
 
     def abandon(self) -> None:
         # A full disk refuses the last buffers once more. An archive left open would try again when collected.

@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import NamedTuple
+from typing import BinaryIO, NamedTuple
 
 from webdataset.tariterators import base_plus_ext
 
@@ -105,21 +105,28 @@ def scan(path: str | Path) -> Scan:
 
 
 def read_stretch(path: Path, start: int, stop: int, where: str, limits: Limits | None = None) -> bytes:
+    """`stretch_of` the file at `path`, which is not opened for more than the limit."""
+    _check_stretch(stop - start, where, limits)
+    with path.open("rb") as file:
+        return stretch_of(file, start, stop, where, limits)
+
+
+def stretch_of(file: BinaryIO, start: int, stop: int, where: str, limits: Limits | None = None) -> bytes:
     """The bytes of one sample, [start, stop) of a tar. Errors: `SampleError` before anything is read when they are
     more than the limit, and when the file ends earlier; `OSError`."""
-    limits = limits or Limits()
-    if (size := stop - start) > limits.sample_bytes:
-        raise SampleError(
-            f"{where}: {size:,} bytes, above the limit of {limits.sample_bytes:,} for a sample", "bytes"
-        )
-    with path.open("rb") as file:
-        file.seek(start)
-        data = file.read(size)
+    _check_stretch(size := stop - start, where, limits)
+    file.seek(start)
+    data = file.read(size)
     if len(data) < size:
         raise SampleError(
             f"{where}: truncated, the shard ends {size - len(data):,} bytes early; make it again", "truncated"
         )
     return data
+
+
+def _check_stretch(size: int, where: str, limits: Limits | None) -> None:
+    if size > (most := (limits or Limits()).sample_bytes):
+        raise SampleError(f"{where}: {size:,} bytes, above the limit of {most:,} for a sample", "bytes")
 
 
 def parse(data: bytes, where: str, limits: Limits | None = None) -> Sample:

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
@@ -275,6 +276,24 @@ def test_num_items_divides_the_summed_loss(
     trained = int((batch.labels[:, 1:] != -100).sum())
     by_default, by_ten = model.train()(**batch).loss, model(**batch, num_items=10).loss
     torch.testing.assert_close(by_default * trained, by_ten * 10)
+
+
+@pytest.mark.parametrize("is_training", [True, False])
+def test_the_loss_is_the_weighted_mean_of_the_token_losses(
+    model: VisionLanguageModel,
+    processor: VisionLanguageProcessor,
+    image_of: Callable[[int], Image],
+    is_training: bool,
+) -> None:
+    batch = processor([make([0, "ab"], image_of), make(["cde"], image_of)], complete=True)
+    weights = torch.rand(batch.labels.shape)
+    out = model.train(is_training)(**batch, loss_weights=weights)
+    is_trained = F.pad(batch.labels[:, 1:] != -100, (1, 0))
+    assert torch.equal(out.token_losses > 0, is_trained)
+    expected = (out.token_losses * weights)[is_trained].sum() / weights[is_trained].sum()
+    torch.testing.assert_close(out.loss, expected)
+    by_ten = model(**batch, loss_weights=weights, num_items=10).loss
+    torch.testing.assert_close(by_ten * 10, (out.token_losses * weights)[is_trained].sum())
 
 
 def test_media_that_does_not_fit_is_refused(

@@ -9,7 +9,7 @@ import shutil
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -96,7 +96,7 @@ def convert_unit(job: Job, unit: Unit) -> Outcome:
             for reject in _write_documents(job, unit, series, ledger):
                 file.write(json.dumps(vars(reject)) + "\n")
             sync(file)
-        ledger.shards = [replace(shard, offsets=()) for shard in series.finish()]
+        ledger.shards = list(series.finish())
         with writing_to(job.directory):
             # From here on the directory is not what its manifest says, nor the unit what its ledger says.
             (job.directory / MANIFEST).unlink(missing_ok=True)

@@ -9,6 +9,8 @@ from flamingo_lite.data.convert import (
     llava,
     m3it,
     mimic_it,
+    mmc4,
+    obelics,
     scienceqa,
     vqa_v2,
 )
@@ -23,6 +25,8 @@ FORMATS: dict[str, Format] = {
     "llava": llava.FORMAT,
     "m3it": m3it.FORMAT,
     "mimic_it": mimic_it.FORMAT,
+    "mmc4": mmc4.FORMAT,
+    "obelics": obelics.FORMAT,
     "scienceqa": scienceqa.FORMAT,
     "vqa_v2": vqa_v2.FORMAT,
 }

@@ -84,7 +84,8 @@ Record = tuple[str, Document] | Reject
 @dataclass(frozen=True)
 class Format:
     """`summary`: one line for the help. `interleaved`: an image that cannot be used is left out of its document, and
-    ends of chunks are set by where images stand; otherwise the document goes with it.
+    ends of chunks are set by where images stand; otherwise the document goes with it. `joint`: what comes between two
+    texts that such an image stood between.
 
     `units` errors: `FlamingoError` for inputs of another kind. `read` errors: `FlamingoError` when the whole unit
     cannot be read; what concerns one record is a `Reject`, and its reason is "layout" if fields are unknown, missing
@@ -96,6 +97,7 @@ class Format:
     read: Callable[[Unit, Any], Iterator[Record]]
     options: type[Options] = Options
     interleaved: bool = False
+    joint: str = " "
 
 
 def attempt(key: str, make: Callable[[], Document]) -> Record:

@@ -4,7 +4,7 @@ is done, and only such a unit is skipped by the next run."""
 import hashlib
 import json
 from collections import Counter
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -33,6 +33,9 @@ class Ledger:
 
     def to_json(self) -> str:
         content = asdict(self)
+        content["shards"] = [
+            {k: v for k, v in shard.items() if k != "offsets"} for shard in content["shards"]
+        ]
         content["rejects"] = dict(sorted(self.rejects.items()))
         content["images_left_out"] = dict(sorted(self.images_left_out.items()))
         return json.dumps(content, indent=1) + "\n"
@@ -57,7 +60,7 @@ def read_ledger(directory: Path, unit: str) -> Ledger | None:
     """None where there is none, or none that can be read: the unit is then done again."""
     try:
         content = json.loads(ledger_path(directory, unit).read_bytes())
-        content["shards"] = [replace(Shard(**shard), offsets=()) for shard in content["shards"]]
+        content["shards"] = [Shard(**shard) for shard in content["shards"]]
         for name in ("rejects", "images_left_out"):
             content[name] = Counter(content[name])
         return Ledger(**content)

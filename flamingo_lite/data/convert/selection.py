@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 from flamingo_lite.data.convert.frame import Format, Options, Record, Reject
 from flamingo_lite.data.deny import DenyList
-from flamingo_lite.data.filters import check_count, check_image, check_texts, mark_chunks
+from flamingo_lite.data.filters import check_count, check_image, check_texts, join_texts, mark_chunks
 from flamingo_lite.document import Document, Image
 from flamingo_lite.errors import SampleError
 
@@ -20,7 +20,7 @@ def select(
     try:
         check_texts(document, name, options)
         if format.interleaved:
-            document, left_out = without_bad_images(document, options, deny)
+            document, left_out = without_bad_images(document, options, deny, format.joint)
             yield from (Reject(key, error.reason, str(error), image=True) for error in left_out)
         else:
             for image in document.images:
@@ -33,10 +33,11 @@ def select(
 
 
 def without_bad_images(
-    document: Document, options: Options, deny: DenyList | None
+    document: Document, options: Options, deny: DenyList | None, joint: str
 ) -> tuple[Document, list[SampleError]]:
-    """The document without the images that the filters refuse and without those above `max_images`, its chunks marked
-    anew; and why each is gone. Images are judged in order, so that a refused one makes room for the next."""
+    """The document without the images that the filters refuse and without those above `max_images`, texts that come to
+    stand side by side joined, chunks marked anew; and why each image is gone. Images are judged in order, so that a
+    refused one makes room for the next."""
     left_out: list[SampleError] = []
     segments, kept = [], []
     number = 0
@@ -58,4 +59,4 @@ def without_bad_images(
     meta = dict(document.meta)
     if PER_IMAGE in meta:
         meta[PER_IMAGE] = [meta[PER_IMAGE][i] for i in kept]
-    return Document(mark_chunks(segments), meta, document.name), left_out
+    return Document(mark_chunks(join_texts(segments, joint)), meta, document.name), left_out
