@@ -55,7 +55,7 @@ def _caption_document(
 ) -> Document:
     caption_id, image_id, caption = _annotation(record, where)
     if image_id not in names:
-        raise SampleError(f"{where}: image_id {image_id} is not among the images", "join")
+        raise SampleError(f"{where}: image_id {image_id} is not among the images", "reference")
     image = image_in(options.images, names[image_id], where)
     return pair(image, caption, where, {"image_id": image_id, "caption_id": caption_id})
 
@@ -65,7 +65,7 @@ def _image_document(
 ) -> Document:
     image_id, name = _image(record, where)
     if image_id not in captions:
-        raise SampleError(f"{where}: image {image_id} has no caption", "join")
+        raise SampleError(f"{where}: image {image_id} has no caption", "reference")
     image = image_in(options.images, name, where)
     texts = captions[image_id]
     return pair(image, texts[0], where, {"image_id": image_id, "captions": texts})

@@ -75,7 +75,7 @@ def _checked(record: Any, where: str) -> dict[str, Any]:
 
 def _related(instructions: Section, key: str, where: str) -> dict[str, Any]:
     if key not in instructions.numbers:
-        raise SampleError(f"{where}: the related instruction {key!r} is not in the file", "join")
+        raise SampleError(f"{where}: the related instruction {key!r} is not in the file", "reference")
     return _checked(
         parse_json(instructions.read(instructions.numbers[key]), f"{where}: {key}"), f"{where}: {key}"
     )

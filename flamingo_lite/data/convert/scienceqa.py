@@ -56,7 +56,7 @@ def _document(options: ScienceQaOptions, unit: Unit, key: str, data: bytes, wher
     if not 0 <= problem["answer"] < len(choices) <= len(LETTERS):
         raise SampleError(
             f"{where}: answer {problem['answer']} of {len(choices)} choices; expected one of up to {len(LETTERS)}",
-            "answer",
+            "reference",
         )
     image: list[Image] = []
     if problem["image"] is not None:

@@ -67,11 +67,11 @@ def _document(
     fields(record, where, {"image_id": int, "question": str, "question_id": int})
     number = _numbers(annotations).get(record["question_id"])
     if number is None:
-        raise SampleError(f"{where}: question_id {record['question_id']} has no annotation", "join")
+        raise SampleError(f"{where}: question_id {record['question_id']} has no annotation", "reference")
     annotation = _annotation(annotations, number, annotations.read(number))
     if annotation["image_id"] != record["image_id"]:
         raise SampleError(
-            f"{where}: image_id {record['image_id']}, but {annotation['image_id']} in the annotation", "join"
+            f"{where}: image_id {record['image_id']}, but {annotation['image_id']} in the annotation", "reference"
         )
     image = image_in(options.images, f"COCO_{subtype}_{record['image_id']:012d}.jpg", where)
     question = options.prompt.replace("{question}", plain_text(record["question"], f"{where}: question"))

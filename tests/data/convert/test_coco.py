@@ -57,7 +57,7 @@ def test_a_caption_of_an_unknown_image_is_counted(tmp_path: Path) -> None:
     converted = coco(tmp_path / "out", path)
     assert len(converted.documents) == 1
     assert converted.rejects == [
-        ("join", "captions_val2017.json: record 1: image_id 77 is not among the images")
+        ("reference", "captions_val2017.json: record 1: image_id 77 is not among the images")
     ]
 
 
@@ -68,7 +68,7 @@ def test_a_caption_of_an_unknown_image_is_counted(tmp_path: Path) -> None:
         ({"id": 2, "image_id": 9, "caption": "a", "area": 3}, "layout", "area is unknown"),
         ({"id": 2, "image_id": "9", "caption": "a"}, "layout", "image_id is a str, not a int"),
         ({"id": 2, "image_id": 9, "caption": " "}, "text", "caption: is empty"),
-        ({"id": 2, "image_id": 9, "caption": "an <image>"}, "mark", "holds <image>"),
+        ({"id": 2, "image_id": 9, "caption": "an <image>"}, "marks", "holds <image>"),
         ({"id": 2, "image_id": 9, "caption": "a\ud800"}, "text", "surrogate"),
     ],
 )

@@ -46,7 +46,7 @@ def test_columns_separator_and_delimiter_can_be_chosen(tmp_path: Path) -> None:
         (",a", "missing", "image names no image"),
         ("no.jpg,a", "missing", "no.jpg"),
         ("../pictures.csv,a", "path", "lies outside"),
-        ("red.jpg,an <image>", "mark", "holds <image>"),
+        ("red.jpg,an <image>", "marks", "holds <image>"),
     ],
 )
 def test_a_bad_row_is_one_reject_that_names_what_is_wrong(

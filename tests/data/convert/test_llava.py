@@ -106,7 +106,7 @@ def test_every_image_stands_where_its_mark_stood(tmp_path: Path, turns: list[lis
         ),
         ({**GOOD, "conversations": [{"from": "human"}]}, "layout", "turn 0: value is missing"),
         ({**GOOD, "conversations": [turn("human", "a"), turn("gpt", " ")]}, "text", "turn 1: is empty"),
-        ({**GOOD, "conversations": [turn("gpt", "a<|endofchunk|>")]}, "mark", "<|endofchunk|>"),
+        ({**GOOD, "conversations": [turn("gpt", "a<|endofchunk|>")]}, "marks", "<|endofchunk|>"),
         ({**GOOD, "conversations": []}, "layout", "conversations is empty"),
         (
             {**GOOD, "image": RED, "conversations": [turn("human", "a"), turn("gpt", "b <image>")]},

@@ -40,8 +40,8 @@ def test_the_fixture_comes_out_as_these_documents(tmp_path: Path) -> None:
         ({**RECORDS[0], "image_base64_str": "abcd"}, "layout", "image_base64_str is a str, not a list"),
         ({**RECORDS[0], "image_base64_str": ["?"]}, "image", "image 0: is no image in base64"),
         ({**RECORDS[0], "image_base64_str": ["YWJj"]}, "image", "not an image"),
-        ({**RECORDS[0], "inputs": "what is <image>?"}, "mark", "holds <image>"),
-        ("{", "json", "record 1: not JSON"),
+        ({**RECORDS[0], "inputs": "what is <image>?"}, "marks", "holds <image>"),
+        ("{", "json", "record 1: the json cannot be parsed"),
         ("[1]", "layout", "a list; expected an object"),
     ],
 )

@@ -70,7 +70,7 @@ GOOD = DATA["LA_INS_000001"]
         ({**GOOD, "image_ids": ["number"]}, "image", "image number is a int, not base64"),
         ({**GOOD, "image_ids": ["text"]}, "image", "is no image in base64"),
         ({**GOOD, "image_ids": ["words"]}, "image", "not an image"),
-        ({**GOOD, "rel_ins_ids": ["lost"]}, "join", "the related instruction 'lost' is not in the file"),
+        ({**GOOD, "rel_ins_ids": ["lost"]}, "reference", "the related instruction 'lost' is not in the file"),
     ],
 )
 def test_a_bad_record_is_one_reject_that_names_what_is_wrong(

@@ -58,8 +58,8 @@ def spoiled(tmp_path: Path, problems: Any) -> Path:
 @pytest.mark.parametrize(
     ("change", "reason", "message"),
     [
-        ({"answer": 3}, "answer", "answer 3 of 3 choices"),
-        ({"answer": -1}, "answer", "answer -1 of 3 choices"),
+        ({"answer": 3}, "reference", "answer 3 of 3 choices"),
+        ({"answer": -1}, "reference", "answer -1 of 3 choices"),
         ({"answer": "B"}, "layout", "answer is a str"),
         ({"choices": ["a", 2]}, "layout", "choices: entry 1 is a int"),
         ({"video": 1}, "layout", "video is unknown"),

@@ -67,11 +67,11 @@ def test_a_prompt_of_ones_own(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "reason", "message"),
     [
-        ({"question_id": 5}, "join", "question_id 5 has no annotation"),
-        ({"image_id": 25}, "join", "image_id 25, but 9 in the annotation"),
+        ({"question_id": 5}, "reference", "question_id 5 has no annotation"),
+        ({"image_id": 25}, "reference", "image_id 25, but 9 in the annotation"),
         ({"question": ""}, "text", "question: is empty"),
         ({"question": None}, "layout", "question is a NoneType"),
-        ({"question": "what <image>?"}, "mark", "holds <image>"),
+        ({"question": "what <image>?"}, "marks", "holds <image>"),
         ({"hint": "h"}, "layout", "hint is unknown"),
     ],
 )
