@@ -23,6 +23,7 @@ REQUIRED = {"instruction": str, "answer": str, "image_ids": list, "rel_ins_ids":
 
 @dataclass(frozen=True)
 class MimicItOptions(Options):
+    images: Path | None = option(None, "the JSON file of images, {id: base64}")
     in_context: bool = option(
         False, "the related instructions first, with their answers: examples, or the conversation so far"
     )

@@ -26,6 +26,9 @@ ABOUT = ("task", "grade", "subject", "topic", "category", "skill", "lecture", "s
 
 @dataclass(frozen=True)
 class ScienceQaOptions(Options):
+    images: Path | None = option(
+        None, "the folder of train, val and test; images beside problems.json by default"
+    )
     split: str = option("train", "train, val, test, ...: a list of pid_splits.json")
 
 
