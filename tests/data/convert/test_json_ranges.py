@@ -49,6 +49,26 @@ def test_the_elements_are_those_of_the_whole_file(
     assert elements(path) == expected
 
 
+@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(containers, st.data())
+def test_damaged_bytes_are_read_or_refused_in_one_line(
+    tmp_path: Path, content: Any, data: st.DataObject
+) -> None:
+    encoded = bytearray(json.dumps(content).encode())
+    for _ in range(data.draw(st.integers(1, 3))):
+        place = data.draw(st.integers(0, max(len(encoded) - 1, 0)))
+        encoded[place : place + data.draw(st.integers(0, 2))] = data.draw(st.binary(max_size=2))
+    path = tmp_path / "damaged.json"
+    path.write_bytes(encoded)
+    try:
+        with JsonFile(path) as file:
+            found = list(file.elements())
+    except FlamingoError as error:
+        assert "damaged.json" in str(error)
+    else:
+        assert all(0 < element.start < element.end < len(encoded) for element in found)
+
+
 def test_an_element_of_several_megabytes_is_found_whole(tmp_path: Path) -> None:
     content = {"first": "x" * 3_000_000, "second": [["y" * 50] * 40_000, 1], "third": 2}
     path = tmp_path / "large.json"

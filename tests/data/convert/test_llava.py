@@ -167,10 +167,3 @@ def test_a_file_of_another_kind_is_one_line(
     path = tmp_path / "file.json"
     path.write_text(content, encoding="utf-8")
     assert expected in refused(capsys, tmp_path / "out", "llava", path, "--images", IMAGES)
-
-
-def test_a_long_file_is_cut_into_units_and_nothing_is_lost_or_twice(tmp_path: Path) -> None:
-    records = [{**GOOD, "id": number} for number in range(5003)]
-    converted = llava(tmp_path, records)
-    assert [document.meta["id"] for document in converted.documents] == list(range(5003))
-    assert len(set(converted.keys)) == 5003
