@@ -21,13 +21,13 @@ _WINDOWS = (2**12, 2**16, 2**20)
 # An element is parsed within a window of these sizes; a longer list or object is walked element by element.
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Element:
     """One element of a list or an object: its bytes are [start, end); `key` is its name in an object."""
 
     key: str | None
     start: int
-    end: int
+    end: int = -1
 
 
 class JsonFile:
@@ -60,6 +60,16 @@ class JsonFile:
 
     def elements(self, start: int = 0) -> Iterator[Element]:
         """The elements of the list or object that begins at `start`, in order."""
+        last = None
+        for element in self.heads(start):
+            if last is not None:
+                yield last
+            last = element
+        if last is not None:
+            yield last
+
+    def heads(self, start: int = 0) -> Iterator[Element]:
+        """The elements before their ends are known, which are looked for only to get to the next one."""
         position = self._skip(start)
         opening = self._at(position)
         if opening not in _CLOSING:
@@ -72,9 +82,9 @@ class JsonFile:
             key = None
             if opening == b"{":
                 key, position = self._key(position)
-            end = self._end(position)
-            yield Element(key, position, end)
-            position = self._skip(end)
+            yield (element := Element(key, position))
+            element.end = self.end(position)
+            position = self._skip(element.end)
             if self._at(position) == _CLOSING[opening]:
                 self._check_rest(start, position)
                 return
@@ -82,26 +92,7 @@ class JsonFile:
                 raise self._error(position, f"a comma or {_CLOSING[opening].decode()}")
             position = self._skip(position + 1)
 
-    def read(self, start: int, end: int) -> bytes:
-        """These bytes of the file."""
-        return self._data[start:end]
-
-    def _key(self, position: int) -> tuple[str, int]:
-        found = _STRING.match(self._data, position)
-        colon = self._skip(found.end()) if found else position
-        if not found or self._at(colon) != b":":
-            raise self._error(position, "a name and a colon")
-        try:
-            return json.loads(found.group().decode("utf-8")), self._skip(colon + 1)
-        except ValueError as error:
-            raise self._error(position, "a name in UTF-8") from error
-
-    def _check_rest(self, start: int, position: int) -> None:
-        """Behind the outermost list or object comes nothing: a file of JSON lines would lose all but the first."""
-        if start == 0 and (rest := self._skip(position + 1)) < len(self._data):
-            raise self._error(rest, "nothing more")
-
-    def _end(self, position: int) -> int:
+    def end(self, position: int) -> int:
         """Where the value that begins at `position` ends."""
         first = self._at(position)
         if first == b'"':
@@ -126,6 +117,25 @@ class JsonFile:
         for element in self.elements(position):
             end = element.end
         return self._skip(end) + 1  # of an empty one, blank for a megabyte, too
+
+    def read(self, start: int, end: int) -> bytes:
+        """These bytes of the file."""
+        return self._data[start:end]
+
+    def _key(self, position: int) -> tuple[str, int]:
+        found = _STRING.match(self._data, position)
+        colon = self._skip(found.end()) if found else position
+        if not found or self._at(colon) != b":":
+            raise self._error(position, "a name and a colon")
+        try:
+            return json.loads(found.group().decode("utf-8")), self._skip(colon + 1)
+        except ValueError as error:
+            raise self._error(position, "a name in UTF-8") from error
+
+    def _check_rest(self, start: int, position: int) -> None:
+        """Behind the outermost list or object comes nothing: a file of JSON lines would lose all but the first."""
+        if start == 0 and (rest := self._skip(position + 1)) < len(self._data):
+            raise self._error(rest, "nothing more")
 
     def _text_end(self, position: int) -> int:
         end = self._data.find(b'"', position + 1)

@@ -57,18 +57,18 @@ def section(path: Path, kind: type, name: str | None = None) -> Section:
     return _section(path, kind, name, status.st_size, status.st_mtime_ns)
 
 
-def names(path: Path) -> list[str]:
+def names(path: Path) -> Iterator[str]:
     """The names at the top of a JSON file that is an object; none for a list."""
     with JsonFile(path) as file:
-        return [element.key or "" for element in file.elements()] if file.kind() is dict else []
+        if file.kind() is dict:
+            yield from (str(element.key) for element in file.heads())
 
 
 def value(path: Path, name: str) -> Any:
     """The small value that a JSON file holds under `name`. Errors: `FlamingoError` where it has none."""
     with JsonFile(path) as file:
         start = _start(file, name)
-        end = next(element.end for element in file.elements() if element.start == start)
-        return parse_json(file.read(start, end), f"{path}: {name}")
+        return parse_json(file.read(start, file.end(start)), f"{path}: {name}")
 
 
 def read_records(
@@ -118,7 +118,7 @@ def _start(file: JsonFile, name: str) -> int:
     if file.kind() is not dict:
         raise FlamingoError(f"{file.path}: is {_KINDS[file.kind()]}; expected an object with {name!r}")
     seen = []
-    for element in file.elements():
+    for element in file.heads():
         if element.key == name:
             return element.start
         seen.append(element.key)
