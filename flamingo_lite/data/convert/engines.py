@@ -56,7 +56,12 @@ def run_ray(task: Task, units: Sequence[Unit], workers: int) -> Iterator[Outcome
     if is_ours:
         options: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR"}
         if "RAY_ADDRESS" not in os.environ:
-            options |= {"num_cpus": workers or available_cores(), "include_dashboard": False}
+            # What comes back are ledgers; without a limit Ray sets a third of the memory aside for them.
+            options |= {
+                "num_cpus": workers or available_cores(),
+                "include_dashboard": False,
+                "object_store_memory": 100 * 2**20,
+            }
         ray.init(**options)
     try:
         # A worker is given up after each unit's failure only when it died: what the task raises is final.
