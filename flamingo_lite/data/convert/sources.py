@@ -66,7 +66,9 @@ def image_in(folder: Path | None, name: Any, where: str) -> Image:
             )
         return Image(path.read_bytes(), name=f"{where}: {name}")
     except (OSError, RuntimeError) as error:  # a link that leads to itself is a RuntimeError to Python 3.11
-        raise SampleError(f"{where}: image {name!r} cannot be read ({first_line(error)})", "missing") from error
+        raise SampleError(
+            f"{where}: image {name!r} cannot be read ({first_line(error)})", "missing"
+        ) from error
 
 
 @contextmanager

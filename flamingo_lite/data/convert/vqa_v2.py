@@ -71,7 +71,8 @@ def _document(
     annotation = _annotation(annotations, number, annotations.read(number))
     if annotation["image_id"] != record["image_id"]:
         raise SampleError(
-            f"{where}: image_id {record['image_id']}, but {annotation['image_id']} in the annotation", "reference"
+            f"{where}: image_id {record['image_id']}, but {annotation['image_id']} in the annotation",
+            "reference",
         )
     image = image_in(options.images, f"COCO_{subtype}_{record['image_id']:012d}.jpg", where)
     question = options.prompt.replace("{question}", plain_text(record["question"], f"{where}: question"))
