@@ -20,6 +20,7 @@ REASONS = {
     "no_labels": "none of its tokens is trained on",
     "pixels": "an image has more pixels than the limit",
     "missing": "an image is not where the images are",
+    "reference": "what it refers to is not there: an image's or a question's id, the number of a choice",
     "path": "the name of an image leads out of the folder of images",
     "marks": "a text holds <image> or <|endofchunk|>, or not as many <image> as there are images",
     "small_image": "an image has fewer bytes or pixels than the filter wants",

@@ -54,10 +54,10 @@ def image_in(folder: Path | None, name: Any, where: str) -> Image:
     if not isinstance(name, str) or not name or "\0" in name:
         raise SampleError(f"{where}: {name!r} is no name of an image", "layout")
     path = folder / name
-    # Resolved: a link, like "..", may lead out of the folder.
-    if not path.resolve().is_relative_to(folder.resolve()):
-        raise SampleError(f"{where}: image {name!r} lies outside {folder}", "path")
     try:
+        # Resolved: a link, like "..", may lead out of the folder.
+        if not path.resolve().is_relative_to(folder.resolve()):
+            raise SampleError(f"{where}: image {name!r} lies outside {folder}", "path")
         if not path.is_file():
             raise SampleError(f"{where}: image {name!r} is not in {folder}", "missing")
         if (size := path.stat().st_size) > MAX_BYTES:
@@ -65,8 +65,10 @@ def image_in(folder: Path | None, name: Any, where: str) -> Image:
                 f"{where}: image {name!r} has {size:,} bytes, above the limit of {MAX_BYTES:,}", "bytes"
             )
         return Image(path.read_bytes(), name=f"{where}: {name}")
-    except OSError as error:
-        raise SampleError(f"{where}: image {name!r} cannot be read ({error.strerror})", "missing") from error
+    except (OSError, RuntimeError) as error:  # a link that leads to itself is a RuntimeError to Python 3.11
+        raise SampleError(
+            f"{where}: image {name!r} cannot be read ({first_line(error)})", "missing"
+        ) from error
 
 
 @contextmanager
