@@ -14,6 +14,8 @@ from typing import NoReturn
 import flamingo_lite
 from flamingo_lite.commands import (
     data_check,
+    data_convert,
+    data_deny,
     data_index,
     data_make,
     evaluate,
@@ -31,6 +33,8 @@ COMMANDS: dict[str, ModuleType] = {
     "data make": data_make,
     "data check": data_check,
     "data index": data_index,
+    "data convert": data_convert,
+    "data deny": data_deny,
     "train": train,
     "eval": evaluate,
     "report": report,
@@ -153,7 +157,7 @@ def overview() -> str:
         "usage: flamingo-lite COMMAND [options] [KEY=VALUE ...]",
         "",
     ]
-    lines += [f"  {name:<12}{module.SUMMARY}" for name, module in COMMANDS.items()]
+    lines += [f"  {name:<14}{module.SUMMARY}" for name, module in COMMANDS.items()]
     lines += [
         "",
         "flamingo-lite COMMAND --help says more of one of them; --version says which version this is.",
