@@ -31,10 +31,10 @@ from flamingo_lite.names import unknown
 COMMANDS: dict[str, ModuleType] = {
     "quickstart": quickstart,
     "data make": data_make,
-    "data check": data_check,
-    "data index": data_index,
     "data convert": data_convert,
     "data deny": data_deny,
+    "data check": data_check,
+    "data index": data_index,
     "train": train,
     "eval": evaluate,
     "report": report,
