@@ -253,7 +253,6 @@ _DECODING_ERRORS: tuple[type[Exception], ...] = (
 )  # fmt: skip
 
 
-
 def _count_scans(data: bytes) -> int:
     """How often the mark of a scan, FF DA, stands in the bytes. `bytes.count` takes several times as long, which is a
     good part of decoding a small image."""
