@@ -90,7 +90,9 @@ class Reader(Dataset[PreparedBatch | str]):
         batch = self._collate(list(readings.values()), pixels)
         batch.rejects = tuple(rejects[place] for place in sorted(rejects))
         batch.outcomes = tuple(place in readings for place in range(len(slots)))
-        batch.capacity = None if self.row_tokens is None else len(recipe.rows) * self.row_tokens
+        if self.row_tokens is not None:
+            ends = (slot.start + (slot.tokens or 0) for _, slot in slots)
+            batch.capacity = len(recipe.rows) * max(self.row_tokens, *ends, 0)
         batch.position = recipe.position
         return batch
 

@@ -104,7 +104,7 @@ class _ChunkedLoss(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, *grad_outputs: Any) -> tuple[Any, ...]:
+    def backward(ctx: Any, *grad_outputs: Any) -> Any:  # pyrefly: ignore[bad-override]  # the decorator hides `static`
         # In place, for a gradient of the output matrix is as large as the matrix.
         of_states, *gradients = (
             g if g is None else g.mul_(grad_outputs[0] / SCALE) for g in ctx.saved_tensors

@@ -27,7 +27,7 @@ from flamingo_lite.data.stores import open_store
 from flamingo_lite.errors import FlamingoError
 from flamingo_lite.evaluation.results import sha256_of_json
 from flamingo_lite.processing import VisionLanguageProcessor
-from flamingo_lite.training.rejects import Consumption
+from flamingo_lite.training.rejects import Consumption, drop_rejects_after
 from flamingo_lite.training.settings import StageConfig
 
 ONLY_SOURCE = "data"
@@ -57,7 +57,7 @@ def shards_sha256(manifest: Manifest) -> str:
 class ShardDataModule(lightning.LightningDataModule):
     """The batches of a stage. `accumulate`, `workers`: see `TrainerConfig`; they change no batch.
 
-    `max_length`: where documents are cut, and how long packed rows are. `output`: where rejects are written down.
+    `max_length`: where documents are cut. `output`: where rejects are written down.
     `steps`: those that the stage names, or those that its epochs come to.
     Errors: `FlamingoError` for settings that cannot be, naming the setting.
     """
@@ -150,9 +150,10 @@ class ShardDataModule(lightning.LightningDataModule):
 
     def _packing(self, progress: Progress | None) -> Packing:
         stage = self.stage
-        if self.max_length is None:
+        if (row_length := stage.row_length or self.max_length) is None:
             raise FlamingoError(
-                "stage.pack needs the length of a row, and the language model has none; set stage.max_length"
+                "stage.pack needs the length of a row, and the language model has no context that says one; "
+                "set stage.row_length"
             )
         lengths = [
             index_lengths(
@@ -164,7 +165,7 @@ class ShardDataModule(lightning.LightningDataModule):
             )
             for source in self.sources
         ]
-        return Packing(stage.pack_window, self.max_length, stage.images_per_row, measured(lengths))
+        return Packing(stage.pack_window, row_length, stage.images_per_row, measured(lengths))
 
 
 class Recipes:
@@ -204,6 +205,14 @@ class Counting(lightning.Callback):
 
     def __init__(self, every: int) -> None:
         self.every = every
+
+    def on_train_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+        data = trainer.datamodule  # pyrefly: ignore[missing-attribute]
+        assert isinstance(data, ShardDataModule)
+        if trainer.is_global_zero and data.consumption.directory is not None:
+            drop_rejects_after(data.consumption.directory, data.position.batches)
+        # No rank writes before what is there has been sorted out.
+        trainer.strategy.barrier()
 
     def on_train_batch_end(
         self,

@@ -26,9 +26,10 @@ class StageConfig:
     `batch_size`: rows of one optimizer step, over all devices and accumulated batches; a row is a document, or several
     where they are packed. `epochs`: how often each document comes, in place of `steps`; not with weighted sources.
     `start`: a saved model to continue from, instead of one built from the model's config. `max_length`: documents are
-    cut there (by default at the language model's context), and packed rows are that long. `pack`: documents share
-    rows, so that little is padding; refused by name where the language model cannot keep them apart. `pack_window`:
-    consecutive documents that are packed together; `images_per_row`: at most (by default without limit).
+    cut there (by default at the language model's context). `pack`: documents share rows, so that little is padding;
+    refused by name where the language model cannot keep them apart. `row_length`: tokens of such a row (by default
+    `max_length`; a longer document has a row to itself); `images_per_row`: at most (by default without limit);
+    `pack_window`: consecutive documents that are packed together.
     `policy`: what trains, unless empty in place of the model's own policy (model.policy, or that of `start`).
     `samples`: how many documents the trained model continues for the table in W&B.
     """
@@ -39,8 +40,9 @@ class StageConfig:
     max_length: int | None = None
     start: str | None = None
     pack: bool = False
-    pack_window: int = 1024
+    row_length: int | None = None
     images_per_row: int | None = None
+    pack_window: int = 1024
     log_every: int = 10
     checkpoint_every: int = 100
     samples: int = 8
@@ -49,8 +51,8 @@ class StageConfig:
 
     def __post_init__(self) -> None:
         for name in (
-            *("steps", "epochs", "batch_size", "max_length", "pack_window", "images_per_row"),
-            *("log_every", "checkpoint_every"),
+            *("steps", "epochs", "batch_size", "max_length", "row_length", "images_per_row"),
+            *("pack_window", "log_every", "checkpoint_every"),
         ):
             if (value := getattr(self, name)) is not None and value < 1:
                 raise FlamingoError(f"stage.{name} is {value}; expected 1 or more")
