@@ -12,7 +12,18 @@ from types import ModuleType
 from typing import NoReturn
 
 import flamingo_lite
-from flamingo_lite.commands import data_check, data_make, evaluate, export, plan, quickstart, report, train
+from flamingo_lite.commands import (
+    data_check,
+    data_make,
+    data_preview,
+    data_stats,
+    evaluate,
+    export,
+    plan,
+    quickstart,
+    report,
+    train,
+)
 from flamingo_lite.errors import FlamingoError
 from flamingo_lite.names import unknown
 
@@ -20,6 +31,8 @@ COMMANDS: dict[str, ModuleType] = {
     "quickstart": quickstart,
     "data make": data_make,
     "data check": data_check,
+    "data stats": data_stats,
+    "data preview": data_preview,
     "train": train,
     "eval": evaluate,
     "report": report,
@@ -142,7 +155,7 @@ def overview() -> str:
         "usage: flamingo-lite COMMAND [options] [KEY=VALUE ...]",
         "",
     ]
-    lines += [f"  {name:<12}{module.SUMMARY}" for name, module in COMMANDS.items()]
+    lines += [f"  {name:<14}{module.SUMMARY}" for name, module in COMMANDS.items()]
     lines += [
         "",
         "flamingo-lite COMMAND --help says more of one of them; --version says which version this is.",

@@ -11,6 +11,7 @@ import struct
 import warnings
 import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
@@ -220,6 +221,22 @@ def decode_image(
     Only three formats are offered to Pillow, so that its rarer decoders are never reached; the size in the
     header is checked before any pixel is decoded; a truncated file is an error, never a half-grey picture.
     """
+    with _opened(data, name, max_pixels) as image:
+        if at_least is not None:
+            image.draft(None, at_least[::-1] if _is_on_its_side(image) else at_least)
+        image.load()
+        return upright_rgb(image)
+
+
+def image_size(data: bytes, name: str, max_pixels: int = MAX_PIXELS) -> tuple[int, int]:
+    """Width and height, upright, by the header alone. Errors: as `decode_image`."""
+    with _opened(data, name, max_pixels) as image:
+        return image.size[::-1] if _is_on_its_side(image) else image.size
+
+
+@contextmanager
+def _opened(data: bytes, name: str, max_pixels: int) -> Iterator["PIL.Image.Image"]:
+    """The image with its header read; what fails inside is a `SampleError` that names it."""
     if (kind := image_format(data)) is None:
         raise SampleError(f"{name}: not an image; expected JPEG, PNG or WebP", "image")
     if kind == "jpg" and (scans := data.count(b"\xff\xda")) > MAX_SCANS:
@@ -230,10 +247,7 @@ def decode_image(
                 raise SampleError(
                     f"{name}: {pixels:,} pixels, above the limit of {max_pixels:,}; shrink it", "pixels"
                 )
-            if at_least is not None:
-                image.draft(None, at_least[::-1] if _is_on_its_side(image) else at_least)
-            image.load()
-            return upright_rgb(image)
+            yield image
     except PIL.Image.DecompressionBombError as error:
         raise SampleError(f"{name}: {first_line(error)}; shrink it", "pixels") from error
     except _DECODING_ERRORS as error:

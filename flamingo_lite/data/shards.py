@@ -65,6 +65,13 @@ class Shards:
         sample = parse(self._read(number, shard, within, where), where, self.limits)
         return sample.key, from_sample(sample.members, f"{self.store.location}/{shard.name}/{sample.key}")
 
+    def document(self, index: int) -> Document | SampleError:
+        """The document of sample `index`, or why there is none."""
+        try:
+            return self[index][1]
+        except SampleError as error:
+            return error
+
     def __getstate__(self) -> tuple[Store, Limits | None]:
         return self.store, self.limits
 
