@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.nn.functional import interpolate
 
 from flamingo_lite.document import MAX_PIXELS, Image, upright_rgb
-from flamingo_lite.errors import FlamingoError
+from flamingo_lite.errors import FlamingoError, SampleError
 
 RESAMPLING = {
     "nearest": PIL.Image.Resampling.NEAREST,
@@ -184,13 +184,14 @@ class ImageTransform:
 
 
 def _refuse_ribbon(size: tuple[int, int], target: tuple[int, int], resize_mode: str) -> None:
-    """Raises FlamingoError where bringing one edge to its target makes the other nothing, or more than memory holds."""
+    """Raises SampleError where bringing one edge to its target makes the other nothing, or more than memory holds."""
     ratios = [have / want for have, want in zip(size, target, strict=True)]
     vanishes = resize_mode == "longest" and round(min(size) / max(ratios)) < 1
     if vanishes or (resize_mode == "shortest" and size[0] * size[1] / min(ratios) ** 2 > MAX_PIXELS):
-        raise FlamingoError(
+        raise SampleError(
             f"an image of {size[0]} x {size[1]} pixels is too narrow to be brought to {target[0]} x {target[1]} by its "
-            f"{resize_mode} edge; crop it or leave it out"
+            f"{resize_mode} edge; crop it or leave it out",
+            "image",
         )
 
 

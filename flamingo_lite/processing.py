@@ -145,25 +145,28 @@ class VisionLanguageProcessor(ProcessorMixin):
         encoded: Sequence[Encoded],
         padding_side: PaddingSide = "right",
         distinct_images: bool = False,
-        pack: bool = False,
+        places: Sequence[tuple[int, int]] | None = None,
         draft: bool = False,
+        pixels: Tensor | None = None,
     ) -> Batch:
         """Pads to the longest, counts the images through, decodes and transforms them.
 
-        pack: documents share rows, first-fit decreasing, and no row is longer than the longest document; the batch
-        then has `segment_ids` and `media_first`. draft: images are decoded the faster way, for training
-        (`ImageTransform`). Errors: `FlamingoError` for packing with padding on the left.
+        places: the (row, start) of each document where they share rows (`data.packing`), which must leave no row
+        empty; the batch then has `segment_ids` and `media_first`. draft: images are decoded the faster way, for
+        training (`ImageTransform`). pixels (m c h w): of all images in order, when they have been decoded already.
+        Errors: `FlamingoError` for places with padding on the left.
         """
         if not encoded:
             raise FlamingoError("a batch needs at least one document, got none")
         if padding_side not in ("left", "right"):
             raise FlamingoError(f"padding_side is {padding_side!r}; expected left or right")
-        if pack and padding_side == "left":
+        if places is not None and padding_side == "left":
             raise FlamingoError("packed rows are padded on the right; ask for padding_side='right'")
         lengths = [len(document) for document in encoded]
-        places = first_fit_decreasing(lengths) if pack else [(row, 0) for row in range(len(encoded))]
+        located = [(row, 0) for row in range(len(encoded))] if places is None else places
         numbers, owners = _number_images(encoded, distinct_images)
-        shape = (1 + max(row for row, _ in places), max(lengths))
+        width = max(start + length for (_, start), length in zip(located, lengths, strict=True))
+        shape = (1 + max(row for row, _ in located), width)
         input_ids = torch.full(shape, self.tokenizer.pad_token_id, dtype=torch.int64)
         labels = torch.full(shape, IGNORED, dtype=torch.int64)
         media_index = torch.full(shape, NO_IMAGE, dtype=torch.int64)
@@ -171,7 +174,7 @@ class VisionLanguageProcessor(ProcessorMixin):
         segment_ids = torch.full(shape, NO_SEGMENT, dtype=torch.int64)
         attention_mask = torch.zeros(shape, dtype=torch.bool)
         position_ids = torch.zeros(shape, dtype=torch.int64)
-        for i, (document, number, (row, start)) in enumerate(zip(encoded, numbers, places, strict=True)):
+        for i, (document, number, (row, start)) in enumerate(zip(encoded, numbers, located, strict=True)):
             t = len(document)
             where = slice(shape[1] - t, None) if padding_side == "left" else slice(start, start + t)
             input_ids[row, where] = torch.tensor(document.input_ids)
@@ -182,9 +185,10 @@ class VisionLanguageProcessor(ProcessorMixin):
             segment_ids[row, where] = i
             attention_mask[row, where] = True
             position_ids[row, where] = torch.arange(t)
-        more = {"segment_ids": segment_ids, "media_first": media_first} if pack else {}
+        more = {"segment_ids": segment_ids, "media_first": media_first} if places is not None else {}
         more |= self.connector_text([document.connector_text for _, document in owners])
-        pixels = self._pixels(owners, draft)
+        if pixels is None:
+            pixels = self._pixels(owners, draft)
         return Batch(input_ids, attention_mask, position_ids, labels, pixels, media_index, **more)
 
     def connector_text(self, texts: Sequence[Sequence[int]]) -> dict[str, Tensor]:
@@ -308,23 +312,6 @@ def _image_groups(images: Any, marks: list[int]) -> list[list[Any]]:
     # A flat list is dealt out by the marks; the last text gets what is left, so that a surplus is noticed.
     ends = [sum(marks[: i + 1]) for i in range(len(marks) - 1)]
     return [list(images[a:b]) for a, b in zip([0, *ends], [*ends, len(images)], strict=True)]
-
-
-def first_fit_decreasing(lengths: Sequence[int]) -> list[tuple[int, int]]:
-    """(row, start) of each length, the longest first, each in the first row with room; rows hold `max(lengths)`.
-
-    A pure function (Johnson, 1973), so a packed batch is as reproducible as its documents.
-    """
-    used: list[int] = []
-    places: dict[int, tuple[int, int]] = {}
-    for i in sorted(range(len(lengths)), key=lambda i: -lengths[i]):
-        room = (row for row, length in enumerate(used) if length + lengths[i] <= max(lengths))
-        row = next(room, len(used))
-        if row == len(used):
-            used.append(0)
-        places[i] = (row, used[row])
-        used[row] += lengths[i]
-    return [places[i] for i in range(len(lengths))]
 
 
 def _number_images(

@@ -14,10 +14,11 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from torch.utils.data import DataLoader, Dataset
 from transformers import BatchFeature, PreTrainedTokenizerFast
 
+from flamingo_lite.data.packing import pack
 from flamingo_lite.document import Document, Image, Text
 from flamingo_lite.errors import FlamingoError
 from flamingo_lite.image_transform import ImageTransform
-from flamingo_lite.processing import VisionLanguageProcessor, first_fit_decreasing
+from flamingo_lite.processing import VisionLanguageProcessor
 from flamingo_lite.text.template import Template
 
 
@@ -115,7 +116,8 @@ def test_packed_rows_hold_every_document_as_it_is_alone(
     processor: VisionLanguageProcessor, documents: list[Document], complete: bool
 ) -> None:
     encoded = processor.encode_all(documents, complete)
-    apart, packed = processor.collate(encoded), processor.collate(encoded, pack=True)
+    places = pack([len(document) for document in encoded])
+    apart, packed = processor.collate(encoded), processor.collate(encoded, places=places)
     assert packed.documents == apart.documents == len(documents)
     assert packed.input_ids.shape[1] == apart.input_ids.shape[1] and len(packed) <= len(apart)
     assert torch.equal(packed.pixel_values, apart.pixel_values)
@@ -131,20 +133,9 @@ def test_packed_rows_hold_every_document_as_it_is_alone(
         assert (packed[name][~packed.attention_mask] == nothing).all()
 
 
-@given(st.lists(st.integers(1, 30), min_size=1, max_size=20))
-def test_packed_documents_do_not_overlap_and_two_half_empty_rows_are_never_left(lengths: list[int]) -> None:
-    places = first_fit_decreasing(lengths)
-    used: dict[int, list[int]] = {}
-    for (row, start), length in zip(places, lengths, strict=True):
-        used.setdefault(row, []).extend(range(start, start + length))
-    assert sorted(used) == list(range(len(used)))
-    assert all(sorted(row) == list(range(len(row))) and len(row) <= max(lengths) for row in used.values())
-    assert sum(2 * len(row) <= max(lengths) for row in used.values()) <= 1
-
-
 def test_packing_to_the_left_is_refused(processor: VisionLanguageProcessor) -> None:
     with pytest.raises(FlamingoError, match="padding_side='right'"):
-        processor.collate(processor.encode_all([Document(["a"])]), padding_side="left", pack=True)
+        processor.collate(processor.encode_all([Document(["a"])]), padding_side="left", places=[(0, 0)])
 
 
 def test_a_draft_is_made_only_where_it_is_asked_for(processor: VisionLanguageProcessor) -> None:

@@ -26,7 +26,7 @@ def run(arguments: argparse.Namespace) -> None:
 
     from flamingo_lite.data.pages import page
     from flamingo_lite.data.preview import shown
-    from flamingo_lite.data.stats import chosen, open_shards
+    from flamingo_lite.data.stats import chosen, document_at, open_shards
     from flamingo_lite.evaluation.results import write_atomically
 
     shards = open_shards(arguments.directory, arguments.documents)
@@ -38,7 +38,7 @@ def run(arguments: argparse.Namespace) -> None:
     documents = [
         shown(document, (getattr(document, "name", None) or shards.name(number)).removeprefix(home))
         for number in numbers
-        for document in [shards.document(number)]
+        for document in [document_at(shards, number)]
     ]
     html = page(
         "preview.html.jinja",

@@ -32,7 +32,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> None:
     from rich.console import Console
 
-    from flamingo_lite.data.stats import Stats, chosen, left_out, open_shards
+    from flamingo_lite.data.stats import Stats, chosen, document_at, left_out, open_shards
     from flamingo_lite.training.display import ProgressDisplay
 
     console = Console()
@@ -42,7 +42,7 @@ def run(arguments: argparse.Namespace) -> None:
     numbers = chosen(len(shards), arguments.sample)
     with ProgressDisplay("reading documents", len(numbers), console) as display:
         for number in display.counting(numbers):
-            stats.take(shards.document(number), measure)
+            stats.take(document_at(shards, number), measure)
     show(stats, console)
     if arguments.output is not None:
         path = write_page(stats, arguments.directory, arguments.output)

@@ -35,15 +35,22 @@ def sample_offsets(store: Store, shard: Shard) -> Offsets:
     return _scanned(store, shard)
 
 
+def index_fits(data: bytes, shard: Shard) -> bool:
+    """Can it be the index of this shard?"""
+    if len(data) != 8 * (shard.samples + 1):
+        return False
+    offsets = np.frombuffer(data, "<u8").astype(np.int64)
+    rising = bool((np.diff(offsets) > 0).all())
+    return rising and not (offsets % BLOCK).any() and offsets[0] >= 0 and bool(offsets[-1] <= shard.bytes)
+
+
 def _from_index(data: bytes, shard: Shard, where: str) -> Offsets:
-    offsets = np.frombuffer(data[: len(data) // 8 * 8], "<u8").astype(np.int64)
-    fits = len(data) == 8 * (shard.samples + 1) and (np.diff(offsets) > 0).all()
-    if not fits or (offsets % BLOCK).any() or offsets[0] < 0 or offsets[-1] > shard.bytes:
+    if not index_fits(data, shard):
         raise FlamingoError(
             f"{where}: the index does not fit {shard.samples} samples in {shard.bytes} bytes; "
             "delete it (the shard is then scanned), or make the shards again"
         )
-    return offsets
+    return np.frombuffer(data, "<u8").astype(np.int64)
 
 
 def _scanned(store: Store, shard: Shard) -> Offsets:

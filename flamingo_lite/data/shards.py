@@ -48,10 +48,13 @@ class Shards:
     `FlamingoError` for a shard that cannot be read at the third try, and for one that is not the manifest's.
     """
 
-    def __init__(self, location: str | Path | Store, limits: Limits | None = None) -> None:
+    def __init__(
+        self, location: str | Path | Store, limits: Limits | None = None, manifest: Manifest | None = None
+    ) -> None:
         self.store = open_store(location) if isinstance(location, str | Path) else location
         self.limits = limits
-        self.manifest = read_manifest(self.store)
+        # Workers go by the manifest that the run began with, whatever has come to lie far away since.
+        self.manifest = read_manifest(self.store) if manifest is None else manifest
         self.ends = list(accumulate(shard.samples for shard in self.manifest.shards))
         self._offsets = keeping_last(OPEN_INDEXES, self._read_offsets)
 
@@ -65,17 +68,10 @@ class Shards:
         sample = parse(self._read(number, shard, within, where), where, self.limits)
         return sample.key, from_sample(sample.members, f"{self.store.location}/{shard.name}/{sample.key}")
 
-    def document(self, index: int) -> Document | SampleError:
-        """The document of sample `index`, or why there is none."""
-        try:
-            return self[index][1]
-        except SampleError as error:
-            return error
+    def __getstate__(self) -> tuple[Store, Limits | None, Manifest]:
+        return self.store, self.limits, self.manifest
 
-    def __getstate__(self) -> tuple[Store, Limits | None]:
-        return self.store, self.limits
-
-    def __setstate__(self, state: tuple[Store, Limits | None]) -> None:
+    def __setstate__(self, state: tuple[Store, Limits | None, Manifest]) -> None:
         self.__init__(*state)
 
     def place(self, index: int) -> tuple[int, int]:

@@ -81,6 +81,14 @@ def chosen(total: int, count: int | None, seed: int = 0) -> Sequence[int]:
     return sorted(random.Random(f"chosen/{seed}").sample(range(total), count))
 
 
+def document_at(shards: Shards, number: int) -> Document | SampleError:
+    """The document of a sample, or why there is none."""
+    try:
+        return shards[number][1]
+    except SampleError as error:
+        return error
+
+
 def open_shards(directory: str | Path, sample: int | None) -> Shards:
     """Errors: `FlamingoError` for no shards, for shards without documents, and for a sample below 1."""
     if sample is not None and sample < 1:

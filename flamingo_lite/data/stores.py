@@ -4,8 +4,10 @@ A local directory is the trivial one. Shards far away (s3://, gs://, https://) a
 cache, only where `data.cache.directory` asks for it; addresses come from the configuration, never from data.
 """
 
+import heapq
 import ipaddress
 import re
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, Protocol
@@ -57,6 +59,10 @@ class CacheConfig:
         if self.retries < 0 or not self.pause >= 0:
             raise FlamingoError(
                 f"data.cache.retries is {self.retries} and pause {self.pause}; expected 0 or more"
+            )
+        if self.directory and scheme_of(self.directory):
+            raise FlamingoError(
+                f"data.cache.directory is {self.directory}; expected a directory of this machine"
             )
         for scheme, options in self.options.items():
             if scheme not in SCHEMES:
@@ -155,7 +161,29 @@ def open_store(location: str | Path, cache: CacheConfig | None = None) -> Store:
         return LocalStore(Path(location))
     address = str(location).rstrip("/")
     check_address(address)
-    raise FlamingoError(f"{address}: cannot be read yet")
+    if cache is None or not cache.directory:
+        raise FlamingoError(
+            f"{address}: shards far away are read through a cache on this machine; set data.cache.directory "
+            f"(data.cache.bytes is {(cache or CacheConfig()).bytes})"
+        )
+    from flamingo_lite.data.remote import RemoteStore, file_system
+
+    file_system(address, cache)  # what is missing here is better said before the run than in its workers
+    return RemoteStore(address, cache)
+
+
+def check_room(cache: CacheConfig, sources: Iterable[tuple[Store, Sequence["Shard"]]], together: int) -> None:
+    """Errors: `FlamingoError` unless the cache holds `together` shards, of any size, of each source far away."""
+    needed = sum(
+        sum(heapq.nlargest(together, (shard.bytes for shard in shards)))
+        for store, shards in sources
+        if not isinstance(store, LocalStore)
+    )
+    if needed > cache.limit:
+        raise FlamingoError(
+            f"data.cache.bytes is {cache.bytes}, and the {together} shards that are read at a time from each source "
+            f"take up to {needed:,} bytes; raise it, or lower data.shuffle_shards"
+        )
 
 
 def scheme_of(location: str | Path) -> str | None:

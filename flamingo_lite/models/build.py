@@ -44,7 +44,7 @@ class ModelConfig:
     language: LanguageConfig = field(default_factory=LanguageConfig)
     connector: ConnectorConfig = field(default_factory=ConnectorConfig)
     fusion: FusionConfig = field(default_factory=FusionConfig)
-    policy: dict[str, str] = field(default_factory=dict)
+    policy: dict[str, Any] = field(default_factory=dict)
 
 
 def build(model_config: ModelConfig | Mapping[str, Any] | DictConfig | None = None) -> VisionLanguageModel:

@@ -23,6 +23,7 @@ from transformers import (
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from flamingo_lite.errors import FlamingoError
+from flamingo_lite.models.adapters import adapters_of, has_quantized, insert_adapters, whole_state_dict
 from flamingo_lite.models.card import model_card
 from flamingo_lite.models.configuration import VisionLanguageConfig
 from flamingo_lite.models.connector import ConnectorConfig, build_connector
@@ -108,6 +109,7 @@ class VisionLanguageModel(PreTrainedModel, GenerationMixin):
         self.generation_config.use_cache = True
         self.accepted = accepted_arguments(self.language)
         self.post_init()
+        insert_adapters(self, adapters_of(self))
         apply_policy(self, config.policy)
 
     @classmethod
@@ -347,7 +349,11 @@ class VisionLanguageModel(PreTrainedModel, GenerationMixin):
     # --------------------------------------------------------------------
 
     def save_pretrained(self, save_directory: Any, *args: Any, **kwargs: Any) -> None:
-        """transformers' own, and a model card beside the weights, unless a README.md is there."""
+        """transformers' own, and a model card beside the weights, unless a README.md is there. Weights of four bits
+        are read back: loading makes the same four bits of them.
+        """
+        if has_quantized(self):
+            kwargs.setdefault("state_dict", whole_state_dict(self))
         super().save_pretrained(save_directory, *args, **kwargs)
         card = Path(save_directory) / "README.md"
         if not card.exists() and kwargs.get("is_main_process", True):

@@ -17,9 +17,10 @@ from flamingo_lite.errors import FlamingoError
 from flamingo_lite.models.build import ModelConfig, build
 from flamingo_lite.models.language import context_length, decoder_layers
 from flamingo_lite.models.model import VisionLanguageModel
+from flamingo_lite.models.policy import PARTS, part_of
 from flamingo_lite.names import check_choice
 from flamingo_lite.training.settings import TrainingConfig
-from flamingo_lite.training.trial import PARTS, StepShape, Trial, part_of, run_trial
+from flamingo_lite.training.trial import StepShape, Trial, run_trial
 
 GB = 10**9
 STRATEGIES = ("single", "ddp", "fsdp")

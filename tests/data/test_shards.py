@@ -366,7 +366,9 @@ def test_shards_are_read_without_their_indexes_and_with_offsets_in_the_manifest(
         path.unlink()
     assert numbers(read_shards(directory)) == list(range(7))
     assert [sample_offsets(shards.store, shard).tolist() for shard in shards.manifest.shards] == found
-    change_manifest(directory, lambda m: [s.update(offsets=o[:-1]) for s, o in zip(m["shards"], found)])
+    change_manifest(
+        directory, lambda m: [s.update(offsets=o[:-1]) for s, o in zip(m["shards"], found, strict=True)]
+    )
     assert numbers(read_shards(directory)) == list(range(7))
 
 
