@@ -20,6 +20,7 @@ from typing import Any, overload
 import PIL.Image
 
 from flamingo_lite.errors import FlamingoError, SampleError, first_line
+from flamingo_lite.exif import Jpeg, orientation
 
 IMAGE_TOKEN = "<image>"
 END_OF_CHUNK = "<|endofchunk|>"
@@ -242,7 +243,8 @@ def _opened(data: bytes, name: str, max_pixels: int) -> Iterator["PIL.Image.Imag
     if kind == "jpg" and (scans := _count_scans(data)) > MAX_SCANS:
         raise SampleError(f"{name}: a JPEG of {scans:,} scans, above the limit of {MAX_SCANS}", "image")
     try:
-        with PIL.Image.open(io.BytesIO(data), formats=["JPEG", "PNG", "WEBP"]) as image:
+        file = io.BytesIO(data)
+        with Jpeg(file) if kind == "jpg" else PIL.Image.open(file, formats=["PNG", "WEBP"]) as image:
             if (pixels := image.width * image.height) > max_pixels:
                 raise SampleError(
                     f"{name}: {pixels:,} pixels, above the limit of {max_pixels:,}; shrink it", "pixels"
@@ -276,7 +278,6 @@ def _count_scans(data: bytes) -> int:
     return int(np.count_nonzero((values[:-1] == 0xFF) & (values[1:] == 0xDA)))
 
 
-_EXIF_ORIENTATION = 0x0112
 _UPRIGHT = {
     2: PIL.Image.Transpose.FLIP_LEFT_RIGHT,
     3: PIL.Image.Transpose.ROTATE_180,
@@ -288,18 +289,13 @@ _UPRIGHT = {
 }
 
 
-def _orientation(image: "PIL.Image.Image") -> int:
-    orientation = image.getexif().get(_EXIF_ORIENTATION)
-    return orientation if isinstance(orientation, int) and orientation in _UPRIGHT else 1
-
-
 def _is_on_its_side(image: "PIL.Image.Image") -> bool:
-    return _orientation(image) >= 5
+    return orientation(image) >= 5
 
 
 def _upright(image: "PIL.Image.Image") -> "PIL.Image.Image":
     # PIL.ImageOps.exif_transpose also rewrites the EXIF block, and fails on odd tags that nobody here reads.
-    method = _UPRIGHT.get(_orientation(image))
+    method = _UPRIGHT.get(orientation(image))
     if method is None:
         return image
     turned = image.transpose(method)
