@@ -31,6 +31,8 @@ MAX_PIXELS = 64_000_000
 # An image with more pixels is refused before its pixels are decoded.
 MAX_SCANS = 100
 # A JPEG with more scans is refused: each costs a pass over all pixels, and a hundred bytes.
+MAX_PROFILES = 8
+# A PNG with more colour profiles is refused: it may have one, and each is inflated to a megabyte.
 
 # A hostile EXIF block can make Pillow warn sixty thousand times, each time in other words.
 warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.TiffImagePlugin")
@@ -242,6 +244,10 @@ def _opened(data: bytes, name: str, max_pixels: int) -> Iterator["PIL.Image.Imag
         raise SampleError(f"{name}: not an image; expected JPEG, PNG or WebP", "image")
     if kind == "jpg" and (scans := _count_scans(data)) > MAX_SCANS:
         raise SampleError(f"{name}: a JPEG of {scans:,} scans, above the limit of {MAX_SCANS}", "image")
+    if kind == "png" and (profiles := data.count(b"iCCP")) > MAX_PROFILES:
+        raise SampleError(
+            f"{name}: a PNG of {profiles:,} colour profiles, above the limit of {MAX_PROFILES}", "image"
+        )
     try:
         file = io.BytesIO(data)
         with Jpeg(file) if kind == "jpg" else PIL.Image.open(file, formats=["PNG", "WEBP"]) as image:

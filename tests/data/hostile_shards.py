@@ -106,6 +106,7 @@ ZTXT = chunk(b"zTXt", b"Comment\0\0" + zlib.compress(bytes(8 * 2**20), 9))
 ITXT = chunk(b"iTXt", b"Comment\0\1\0\0\0" + zlib.compress(bytes(8 * 2**20), 9))
 MANY = chunk(b"zTXt", b"Comment\0\0" + zlib.compress(b"x" * (2**20 - 99), 9)) * 200
 ICCP = chunk(b"iCCP", b"profile\0\0" + zlib.compress(bytes(8 * 2**20), 9))
+SMALL_ICCP = chunk(b"iCCP", b"profile\0\0" + zlib.compress(bytes(2**20 - 99), 9))
 RAW_EXIF = chunk(
     b"zTXt",
     b"Raw profile type exif\0\0" + zlib.compress(b"\nexif\n9\n" + exif_bomb(9000, 100_000).hex().encode()),
@@ -146,6 +147,7 @@ SAMPLES: dict[str, tuple[list[Member], str | None]] = {
     "a PNG's international text": (with_image(png(8, 6, ITXT), "0.png"), "image"),
     "two hundred texts in a PNG": (with_image(png(8, 6, MANY), "0.png"), "image"),
     "a PNG's colour profile": (with_image(png(8, 6, ICCP), "0.png"), "image"),
+    "thousands of colour profiles in a PNG": (with_image(png(8, 6, SMALL_ICCP * 5000), "0.png"), "image"),
     "EXIF that claims 300 MB": (with_image(with_segments(picture("JPEG"), exif_bomb(5000, 60_000))), "image"),
     "EXIF that claims 4 GB": (with_image(with_segments(picture("JPEG"), exif_bomb(20_000, 200_000))), "image"),
     "EXIF of a PNG": (with_image(png(8, 6, chunk(b"eXIf", exif_bomb(20_000, 200_000)[6:])), "0.png"), "image"),
