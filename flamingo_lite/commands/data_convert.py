@@ -119,6 +119,7 @@ def show_summary(job: "Job", ledgers: "Sequence[Ledger]", console: "Console") ->
     """What was written, and what was not and why."""
     from collections import Counter
 
+    from rich.markup import escape
     from rich.table import Table
 
     documents, images = (sum(getattr(ledger, name) for ledger in ledgers) for name in ("documents", "images"))
@@ -126,7 +127,7 @@ def show_summary(job: "Job", ledgers: "Sequence[Ledger]", console: "Console") ->
     size = sum(shard.bytes for ledger in ledgers for shard in ledger.shards)
     console.print(
         f"{documents:,} documents with {images:,} images in {shards:,} shards ({size / 1e6:,.1f} MB) in "
-        f"[bold]{job.directory}[/bold]", highlight=False, soft_wrap=True,
+        f"[bold]{escape(str(job.directory))}[/bold]", highlight=False, soft_wrap=True,
     )  # fmt: skip
     for title, name, total in (
         ("documents left out", "rejects", documents),
@@ -143,7 +144,9 @@ def show_summary(job: "Job", ledgers: "Sequence[Ledger]", console: "Console") ->
         console.print(table)
     if any(ledger.rejects or ledger.images_left_out for ledger in ledgers):
         console.print(
-            f"each with its reason in {job.directory / 'rejects.jsonl'}", highlight=False, soft_wrap=True
+            f"each with its reason in {escape(str(job.directory / 'rejects.jsonl'))}",
+            highlight=False,
+            soft_wrap=True,
         )
 
 

@@ -6,6 +6,7 @@ results lie on disk under names of their own, so neither the engine nor the orde
 
 import multiprocessing
 import os
+import signal
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
@@ -28,18 +29,17 @@ def run_local(task: Task, units: Sequence[Unit], workers: int) -> Iterator[Outco
         yield from map(task, units)
         return
     # Spawned, not forked: the parent may hold threads (torch's) whose locks a fork would copy locked.
-    with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn")) as pool:
-        pending = [pool.submit(task, unit) for unit in units]
-        try:
-            for future in as_completed(pending):
-                yield future.result()
-        except BrokenProcessPool as error:
-            raise FlamingoError(
-                "a worker process died, perhaps for lack of memory; try fewer --workers (what is done is kept)"
-            ) from error
-        finally:
-            for future in pending:
-                future.cancel()
+    pool = ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), _end_at_interrupt)
+    try:
+        for future in as_completed([pool.submit(task, unit) for unit in units]):
+            yield future.result()
+    except BrokenProcessPool as error:
+        raise FlamingoError(
+            "a worker process died, perhaps for lack of memory; try fewer --workers (what is done is kept)"
+        ) from error
+    finally:
+        # Not future.cancel(): in Python 3.11 it races with the pool's own end when workers are killed.
+        pool.shutdown(cancel_futures=True)
 
 
 def run_ray(task: Task, units: Sequence[Unit], workers: int) -> Iterator[Outcome]:
@@ -64,8 +64,8 @@ def run_ray(task: Task, units: Sequence[Unit], workers: int) -> Iterator[Outcome
             }
         ray.init(**options)
     try:
-        # A worker is given up after each unit's failure only when it died: what the task raises is final.
-        remote = ray.remote(max_retries=0)(_run_task)
+        # Tried again where a worker or its machine died: a unit may be converted twice. What the task raises is final.
+        remote = ray.remote(max_retries=2)(_run_task)
         waiting, running = list(reversed(units)), []
         slots = workers or max(1, int(ray.cluster_resources().get("CPU", 1)))
         while waiting or running:
@@ -88,6 +88,11 @@ ENGINES: dict[str, Callable[[Task, Sequence[Unit], int], Iterator[Outcome]]] = {
     "local": run_local,
     "ray": run_ray,
 }
+
+
+def _end_at_interrupt() -> None:
+    """Ctrl-C reaches the workers too: they end without a word, the main process says that it was interrupted."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 def _run_task(task: Task, unit: Unit) -> Outcome:

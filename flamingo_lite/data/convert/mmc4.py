@@ -40,6 +40,7 @@ class Mmc4Options(Options):
 
     min_bytes: int = option(10_999, "an encoded image has more bytes than this")
     min_similarity: float | None = option(0.24, "cosine of an image and its sentence, at least")
+    min_text: int = option(1, "characters of a document, at least")
     min_images: int = option(1, "images of a document, at least")
     max_images: int = option(6, "images of a document; those that stand behind are left out")
     single_images: float = option(

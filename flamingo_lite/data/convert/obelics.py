@@ -20,8 +20,9 @@ COLUMNS = {"images": list, "texts": list, "metadata": str, "general_metadata": s
 
 @dataclass(frozen=True)
 class ObelicsOptions(Options):
-    """As OBELICS was made: its own filters ran before it was published, so only emptied documents go."""
+    """Its own filters ran before it was published, so only documents go that have nothing to learn from."""
 
+    min_text: int = option(1, "characters of a document, at least")
     min_images: int = option(1, "images of a document, at least")
 
 

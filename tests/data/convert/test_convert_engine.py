@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+import tracemalloc
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from flamingo_lite.data.manifest import load_manifest
 from flamingo_lite.data.shards import read_samples
 from flamingo_lite.errors import FlamingoError, SampleError
 from tests.data.convert.conversion_runs import run, tree, write_input, write_inputs
+from tests.data.convert.pages import img2dataset_members, picture, write_tar
 
 
 @pytest.fixture
@@ -199,6 +201,21 @@ def test_on_a_full_disk_nothing_half_written_counts_as_done(
     assert not list((tmp_path / "two").rglob("*.partial")) and not (tmp_path / "two" / "shards.json").exists()
     run(tmp_path / "two", inputs)
     assert tree(tmp_path / "one") == tree(tmp_path / "two")
+
+
+def test_memory_does_not_grow_with_the_input(tmp_path: Path) -> None:
+    image = picture(0, (96, 80))
+    peaks = []
+    for count in (50, 50, 400):  # the first one pays for what is imported and cached
+        members: dict[str, bytes] = {}
+        for i in range(count):
+            members |= img2dataset_members(f"{i:05d}", image, "u", "c")
+        path = write_tar(tmp_path / "in" / f"{count}.tar", members)
+        tracemalloc.start()
+        run(tmp_path / "to", path, overwrite=True, samples_per_shard=10)
+        peaks.append(tracemalloc.get_traced_memory()[1])
+        tracemalloc.stop()
+    assert peaks[2] < peaks[1] + 10 * len(image)
 
 
 # Bad input

@@ -1,8 +1,11 @@
 """img2dataset: caption pairs of tars that others made."""
 
+import hashlib
+import json
 from pathlib import Path
 
 import pytest
+import webdataset
 
 from flamingo_lite.document import Document, Image, Text
 from tests.data.convert.conversions import convert, refused
@@ -84,3 +87,26 @@ def test_a_wanted_similarity_that_the_data_lack_is_an_error(
 ) -> None:
     path = write_tar(tmp_path / "0.tar", img2dataset_members("a", PICTURE, "u", "c"))
     assert "has no similarity" in refused(capsys, tmp_path / "to", "img2dataset", path, "min_similarity=0.3")
+
+
+def test_a_shard_as_the_program_writes_it_is_read(tmp_path: Path) -> None:
+    # img2dataset 1.47, writer.py and downloader.py: webdataset's TarWriter, keys of shard and place, json indented by four
+    # with the columns of the input and its own, a parquet and a json of statistics beside.
+    about = {
+        "url": "http://x/1", "caption": "A dog", "key": "000000001", "status": "success", "error_message": None,
+        "width": 24, "height": 16, "original_width": 48, "original_height": 32, "exif": "{}",
+        "sha256": hashlib.sha256(PICTURE).hexdigest(), "similarity": 0.31,
+    }  # fmt: skip
+    folder = tmp_path / "in"
+    folder.mkdir()
+    with webdataset.TarWriter(str(folder / "00000.tar")) as tar:
+        for key, caption in (("000000001", "A dog"), ("000000007", "A cat")):
+            found = json.dumps({**about, "key": key, "caption": caption}, indent=4)
+            tar.write({"__key__": key, "jpg": PICTURE, "txt": caption, "json": found})
+    (folder / "00000.parquet").write_bytes(b"PAR1")
+    (folder / "00000_stats.json").write_text('{"count": 8, "successes": 2}')
+    found = convert(tmp_path / "to", "img2dataset", folder)
+    assert found.rejects == []
+    assert [document.texts[0].text for document in found.documents] == ["A dog", "A cat"]
+    assert [document.images for document in found.documents] == [(Image(PICTURE),)] * 2
+    assert [document.meta["sample"] for document in found.documents] == ["000000001", "000000007"]

@@ -13,8 +13,16 @@ from tests.data.convert.pages import write_tar
 pytestmark = pytest.mark.slow
 
 
+@pytest.fixture(scope="module", autouse=True)
+def workers_are_not_nice() -> Iterator[None]:
+    """At Ray's own niceness of 15 they would wait for everything else that a busy machine does."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("RAY_worker_niceness", "0")
+        yield
+
+
 @pytest.fixture(scope="module")
-def cluster() -> Iterator[None]:
+def cluster(workers_are_not_nice: None) -> Iterator[None]:
     """Two workers, shared by these tests because starting them is what takes long."""
     ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, object_store_memory=100 * 2**20)
     yield
