@@ -143,7 +143,10 @@ def results(options: argparse.Namespace) -> dict[str, Any]:
         for name in NAMES
         if name != "ours"
     }
-    mmc4_like.make(options.folder / "small", 2000, options.tars, (64, 128), 200)
+    used = None
+    if options.memory_documents:
+        mmc4_like.make(options.folder / "small", 2000, options.tars, (64, 128), 200)
+        used = memory(options, options.folder / "small")
     return {
         "machine": machine(),
         "date": date.today().isoformat(),
@@ -151,7 +154,7 @@ def results(options: argparse.Namespace) -> dict[str, Any]:
         "options": {name: str(value) for name, value in vars(options).items()},
         "images_per_second": {name: median_with_interval(values) for name, values in found.items()},
         "ours_over": {name: median_with_interval(values) for name, values in ratios.items()},
-        "memory": memory(options, options.folder / "small"),
+        "memory": used,
         "rounds": found,
     }
 
@@ -167,7 +170,6 @@ def markdown(found: dict[str, Any], options: argparse.Namespace) -> str:
         ratio = found["ours_over"].get(name)
         times = f"{ratio['median']:.2f} times ({ratio['low']:.2f} to {ratio['high']:.2f})" if ratio else ""
         lines.append(f"| {LABELS[name]} | {shown} | {times} |")
-    used = found["memory"]
     versions = ", ".join(f"{name} {number}" for name, number in found["versions"].items())
     return TEXT.format(
         table="\n".join(lines),
@@ -175,8 +177,16 @@ def markdown(found: dict[str, Any], options: argparse.Namespace) -> str:
         date=found["date"],
         versions=versions,
         options=options,
-        memory=f"{used['documents']:,} documents: {used['first']:.0f} MiB in the second tenth of the run, "
-        f"{used['last']:.0f} MiB in the last; the peaks of the tenths are within {used['deviation']:.1%} of their median",
+        memory=memory_line(found["memory"]),
+    )
+
+
+def memory_line(used: dict[str, float] | None) -> str:
+    if used is None:
+        return "not measured in this run"
+    return (
+        f"{used['documents']:,} documents: {used['first']:.0f} MiB in the second tenth of the run, {used['last']:.0f} MiB "
+        f"in the last; the peaks of the tenths are within {used['deviation']:.1%} of their median"
     )
 
 
@@ -185,6 +195,8 @@ TEXT = """# Reading interleaved data
 Written by `python benchmarks/data.py`; do not edit.
 
 {table}
+
+{options.note}
 
 {date}, {machine}, {options.workers} worker processes, one thread each; {versions}. Medians over {options.rounds} rounds,
 each of {options.batches} batches of {options.batch_size} documents a pipeline, in turns; ratios are medians of the
@@ -224,12 +236,14 @@ def main() -> None:
     parser.add_argument("--batch-size", type=int, default=16, help="documents")
     parser.add_argument("--rounds", type=int, default=12)
     parser.add_argument("--batches", type=int, default=24, help="of each pipeline in each round")
-    parser.add_argument("--memory-documents", type=int, default=50_000)
+    parser.add_argument("--memory-documents", type=int, default=50_000, help="0: memory is not followed")
+    parser.add_argument("--note", default="", help="what else is to be said of this run, on its page")
+    parser.add_argument("--output", type=Path, default=HERE, help="where data.json and data.md are written")
     options = parser.parse_args()
     found = results(options)
     text = markdown(found, options)
-    (HERE / "data.json").write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
-    (HERE / "data.md").write_text(text, encoding="utf-8")
+    (options.output / "data.json").write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+    (options.output / "data.md").write_text(text.replace("\n\n\n", "\n\n"), encoding="utf-8")
     print(text)
 
 
