@@ -7,6 +7,7 @@ in memory are decoded and resized, by the same decoder at the same draft scale, 
 from __future__ import annotations
 
 import argparse
+import functools
 import importlib.util
 import io
 import json
@@ -89,6 +90,9 @@ def open_flamingo_data() -> Any:
         raise SystemExit("open-flamingo is not installed; expected open-flamingo==2.0.1 (make setup)")
     sys.path.insert(0, str(Path(package.origin).parent / "train"))  # it says `from data_utils import *`
     module = importlib.import_module("data")
+    # webdataset >= 0.2.90 marks the end of a tar, which their grouping does not know.
+    members = importlib.import_module("data_utils")
+    members.tar_file_expander = functools.partial(members.tar_file_expander, eof_value=None)
     # Theirs would keep 5,000 documents of half a megabyte in each worker.
     module._SAMPLE_SHUFFLE_SIZE, module._SAMPLE_SHUFFLE_INITIAL = 200, 100
     logging.disable(logging.WARNING)  # a line for each document that they drop
@@ -118,7 +122,9 @@ def tokenizer() -> PreTrainedTokenizerBase:
 
 def limit(folder: Path, batch_size: int, workers: int) -> Iterator[int]:
     """The images of documents that are in memory, decoded and resized; only their number leaves the worker."""
-    loader = DataLoader(Bare(folder / "shards", batch_size), batch_size=None, shuffle=True, num_workers=workers)
+    loader = DataLoader(
+        Bare(folder / "shards", batch_size), batch_size=None, shuffle=True, num_workers=workers
+    )
     for _ in range(EPOCHS):
         yield from loader
 

@@ -16,6 +16,8 @@ from flamingo_lite.commands import (
     data_check,
     data_index,
     data_make,
+    data_preview,
+    data_stats,
     evaluate,
     export,
     plan,
@@ -31,6 +33,8 @@ COMMANDS: dict[str, ModuleType] = {
     "data make": data_make,
     "data check": data_check,
     "data index": data_index,
+    "data stats": data_stats,
+    "data preview": data_preview,
     "train": train,
     "eval": evaluate,
     "report": report,
@@ -153,7 +157,7 @@ def overview() -> str:
         "usage: flamingo-lite COMMAND [options] [KEY=VALUE ...]",
         "",
     ]
-    lines += [f"  {name:<12}{module.SUMMARY}" for name, module in COMMANDS.items()]
+    lines += [f"  {name:<14}{module.SUMMARY}" for name, module in COMMANDS.items()]
     lines += [
         "",
         "flamingo-lite COMMAND --help says more of one of them; --version says which version this is.",

@@ -11,6 +11,7 @@ import struct
 import warnings
 import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
@@ -19,6 +20,7 @@ from typing import Any, overload
 import PIL.Image
 
 from flamingo_lite.errors import FlamingoError, SampleError, first_line
+from flamingo_lite.exif import Jpeg, orientation
 
 IMAGE_TOKEN = "<image>"
 END_OF_CHUNK = "<|endofchunk|>"
@@ -29,6 +31,8 @@ MAX_PIXELS = 64_000_000
 # An image with more pixels is refused before its pixels are decoded.
 MAX_SCANS = 100
 # A JPEG with more scans is refused: each costs a pass over all pixels, and a hundred bytes.
+MAX_PROFILES = 8
+# A PNG with more colour profiles is refused: it may have one, and each is inflated to a megabyte.
 
 # A hostile EXIF block can make Pillow warn sixty thousand times, each time in other words.
 warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.TiffImagePlugin")
@@ -220,20 +224,38 @@ def decode_image(
     Only three formats are offered to Pillow, so that its rarer decoders are never reached; the size in the
     header is checked before any pixel is decoded; a truncated file is an error, never a half-grey picture.
     """
+    with _opened(data, name, max_pixels) as image:
+        if at_least is not None:
+            image.draft(None, at_least[::-1] if _is_on_its_side(image) else at_least)
+        image.load()
+        return upright_rgb(image)
+
+
+def image_size(data: bytes, name: str, max_pixels: int = MAX_PIXELS) -> tuple[int, int]:
+    """Width and height, upright, by the header alone. Errors: as `decode_image`."""
+    with _opened(data, name, max_pixels) as image:
+        return image.size[::-1] if _is_on_its_side(image) else image.size
+
+
+@contextmanager
+def _opened(data: bytes, name: str, max_pixels: int) -> Iterator["PIL.Image.Image"]:
+    """The image with its header read; what fails inside is a `SampleError` that names it."""
     if (kind := image_format(data)) is None:
         raise SampleError(f"{name}: not an image; expected JPEG, PNG or WebP", "image")
-    if kind == "jpg" and (scans := data.count(b"\xff\xda")) > MAX_SCANS:
+    if kind == "jpg" and (scans := _count_scans(data)) > MAX_SCANS:
         raise SampleError(f"{name}: a JPEG of {scans:,} scans, above the limit of {MAX_SCANS}", "image")
+    if kind == "png" and (profiles := data.count(b"iCCP")) > MAX_PROFILES:
+        raise SampleError(
+            f"{name}: a PNG of {profiles:,} colour profiles, above the limit of {MAX_PROFILES}", "image"
+        )
     try:
-        with PIL.Image.open(io.BytesIO(data), formats=["JPEG", "PNG", "WEBP"]) as image:
+        file = io.BytesIO(data)
+        with Jpeg(file) if kind == "jpg" else PIL.Image.open(file, formats=["PNG", "WEBP"]) as image:
             if (pixels := image.width * image.height) > max_pixels:
                 raise SampleError(
                     f"{name}: {pixels:,} pixels, above the limit of {max_pixels:,}; shrink it", "pixels"
                 )
-            if at_least is not None:
-                image.draft(None, at_least[::-1] if _is_on_its_side(image) else at_least)
-            image.load()
-            return upright_rgb(image)
+            yield image
     except PIL.Image.DecompressionBombError as error:
         raise SampleError(f"{name}: {first_line(error)}; shrink it", "pixels") from error
     except _DECODING_ERRORS as error:
@@ -252,7 +274,16 @@ _DECODING_ERRORS: tuple[type[Exception], ...] = (
     struct.error, zlib.error, PIL.Image.DecompressionBombWarning,
 )  # fmt: skip
 
-_EXIF_ORIENTATION = 0x0112
+
+def _count_scans(data: bytes) -> int:
+    """How often the mark of a scan, FF DA, stands in the bytes. `bytes.count` takes several times as long, which is a
+    good part of decoding a small image."""
+    import numpy as np  # only here: a document of text alone needs no arrays
+
+    values = np.frombuffer(data, np.uint8)
+    return int(np.count_nonzero((values[:-1] == 0xFF) & (values[1:] == 0xDA)))
+
+
 _UPRIGHT = {
     2: PIL.Image.Transpose.FLIP_LEFT_RIGHT,
     3: PIL.Image.Transpose.ROTATE_180,
@@ -264,18 +295,13 @@ _UPRIGHT = {
 }
 
 
-def _orientation(image: "PIL.Image.Image") -> int:
-    orientation = image.getexif().get(_EXIF_ORIENTATION)
-    return orientation if isinstance(orientation, int) and orientation in _UPRIGHT else 1
-
-
 def _is_on_its_side(image: "PIL.Image.Image") -> bool:
-    return _orientation(image) >= 5
+    return orientation(image) >= 5
 
 
 def _upright(image: "PIL.Image.Image") -> "PIL.Image.Image":
     # PIL.ImageOps.exif_transpose also rewrites the EXIF block, and fails on odd tags that nobody here reads.
-    method = _UPRIGHT.get(_orientation(image))
+    method = _UPRIGHT.get(orientation(image))
     if method is None:
         return image
     turned = image.transpose(method)
