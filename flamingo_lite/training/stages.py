@@ -36,6 +36,7 @@ from flamingo_lite.training.callbacks import Checkpoint, MetricsFile, Monitor, S
 from flamingo_lite.training.datamodule import ShardDataModule
 from flamingo_lite.training.display import ProgressDisplay
 from flamingo_lite.training.module import TrainingModule
+from flamingo_lite.training.precision import as_saved, lightning_precision, prepare
 from flamingo_lite.training.samples import draw_samples
 from flamingo_lite.training.settings import MODEL, TrainingConfig, torch_device
 from flamingo_lite.training.tracking import Tracker, forget_run
@@ -44,6 +45,8 @@ CHECKPOINT = "last.ckpt"
 METRICS = "metrics.csv"
 CONFIG = "config.yaml"
 SUMMARY = "training.json"
+DEFINING = ("precision", "frozen_dtype", "compile", "accumulate")
+"""What of the trainer changes the numbers."""
 
 
 def run_stage(config: TrainingConfig, console: Console | None = None) -> Path:
@@ -66,6 +69,7 @@ def run_stage(config: TrainingConfig, console: Console | None = None) -> Path:
     started = time.perf_counter()
     _prepare(config)
     model, processor = _start(config)
+    prepare(model, config.trainer)
     rows = apply_policy(model, model.config.policy)
     console.print(policy_table(rows, config.stage.optimizer.learning_rate))
     output.mkdir(parents=True, exist_ok=True)
@@ -79,8 +83,7 @@ def run_stage(config: TrainingConfig, console: Console | None = None) -> Path:
         rows = _fit(config, module, processor, tracker, resume_from, console)
         if frozen_sha256(model) != module.frozen_hashes:
             raise RuntimeError("training has changed parameters that the policy freezes: this is a bug")
-        model.eval()
-        checkpoints.save(model, processor, output / MODEL)
+        checkpoints.save(as_saved(model), processor, output / MODEL)
         documents = read_shards(config.data.directory)
         nn.Module.to(model, torch_device(config.trainer.accelerator))
         samples = draw_samples(model, processor, documents, config.stage.samples)
@@ -106,7 +109,7 @@ def identity(config: TrainingConfig, manifest_sha256: str) -> dict[str, Any]:
         "model": dataclasses.asdict(config.model),
         "stage": {name: value for name, value in stage.items() if name not in silent},
         "seed": config.seed,
-        "trainer": {name: getattr(config.trainer, name) for name in ("precision", "accumulate")},
+        "trainer": {name: getattr(config.trainer, name) for name in DEFINING},
         "shards": manifest_sha256,
     }
 
@@ -140,7 +143,7 @@ def _fit(
     trainer = lightning.Trainer(
         accelerator=config.trainer.accelerator,
         devices=1,
-        precision=cast("Any", config.trainer.precision),
+        precision=cast("Any", lightning_precision(config.trainer.precision)),
         max_steps=stage.steps,
         max_epochs=-1,
         accumulate_grad_batches=config.trainer.accumulate,
