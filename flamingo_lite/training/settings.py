@@ -67,10 +67,10 @@ class StageConfig:
 class TrainerConfig:
     """Where and how it runs. `threads`: 0 = one per core; `workers`: processes that prepare batches.
 
-    A step's rows go through each device in `accumulate` equal parts, one after the other. `precision`: 32-true and bf16-true hold and
-    compute all in one type; under the mixed ones what trains is held in float32, and `frozen_dtype` is the type of
-    frozen weights (null: that in which they were loaded). `checkpoint_activations`: decoder layers and blocks are
-    computed again in the backward pass. `compile`: the decoder stack goes through torch.compile.
+    A step's rows go through each device in `accumulate` equal parts, one after the other. `precision`: 32-true and
+    bf16-true hold and compute all in one type; under the mixed ones what trains is held in float32, and `frozen_dtype`
+    is the type of frozen weights (null: that in which they were loaded). `checkpoint_activations`: decoder layers and
+    blocks are computed again in the backward pass. `compile`: the decoder stack goes through torch.compile.
     """
 
     accelerator: str = "auto"
