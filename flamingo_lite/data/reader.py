@@ -17,7 +17,7 @@ from flamingo_lite.data.prepared import NO_SOURCE, PreparedBatch, Reject, Used
 from flamingo_lite.data.shards import Shards
 from flamingo_lite.document import Document
 from flamingo_lite.errors import FlamingoError, SampleError
-from flamingo_lite.processing import VisionLanguageProcessor
+from flamingo_lite.processing import VisionLanguageProcessor, empty_pixels
 from flamingo_lite.text.template import Template
 from flamingo_lite.text.tokenizer import Encoded
 
@@ -118,13 +118,13 @@ class Reader(Dataset[PreparedBatch | str]):
         """The pixels of all images whose documents are whole, in order; and what is wrong with the other documents."""
         height, width = self.processor.image_transform.size
         images = sum(len(reading.encoded.images) for reading in readings.values())
-        pixels = torch.empty(images, 3, height, width)
+        pixels = empty_pixels((images, 3, height, width))
         failures: dict[int, SampleError] = {}
         done = 0
         for place, reading in readings.items():
             try:
                 for i, image in enumerate(reading.encoded.images):
-                    pixels[done + i] = self.processor.image_transform(image, self.draft)
+                    self.processor.image_transform(image, self.draft, out=pixels[done + i])
             except SampleError as error:
                 failures[place] = error
                 continue

@@ -27,7 +27,7 @@ from flamingo_lite.data.stores import open_store
 from flamingo_lite.errors import FlamingoError
 from flamingo_lite.evaluation.results import sha256_of_json
 from flamingo_lite.processing import VisionLanguageProcessor
-from flamingo_lite.training.rejects import Consumption
+from flamingo_lite.training.rejects import Consumption, drop_rejects_after
 from flamingo_lite.training.settings import StageConfig
 
 ONLY_SOURCE = "data"
@@ -205,6 +205,14 @@ class Counting(lightning.Callback):
 
     def __init__(self, every: int) -> None:
         self.every = every
+
+    def on_train_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+        data = trainer.datamodule  # pyrefly: ignore[missing-attribute]
+        assert isinstance(data, ShardDataModule)
+        if trainer.is_global_zero and data.consumption.directory is not None:
+            drop_rejects_after(data.consumption.directory, data.position.batches)
+        # No rank writes before what is there has been sorted out.
+        trainer.strategy.barrier()
 
     def on_train_batch_end(
         self,

@@ -36,6 +36,7 @@ from flamingo_lite.processing import VisionLanguageProcessor
 from flamingo_lite.training.callbacks import Checkpoint, MetricsFile, Monitor, StepDisplay
 from flamingo_lite.training.datamodule import Counting, ShardDataModule, open_sources, shards_sha256
 from flamingo_lite.training.display import ProgressDisplay
+from flamingo_lite.training.measuring import measuring
 from flamingo_lite.training.module import TrainingModule
 from flamingo_lite.training.precision import as_saved, lightning_precision, prepare
 from flamingo_lite.training.samples import draw_samples
@@ -152,16 +153,6 @@ def _data(
     processor: VisionLanguageProcessor,
     console: Console,
 ) -> ShardDataModule:
-    display: list[ProgressDisplay] = []
-
-    def measuring(done: int, total: int) -> None:
-        if not display:
-            display.append(ProgressDisplay("measuring documents", total, console))
-            display[0].__enter__()
-        display[0].update(done)
-        if done == total:
-            display.pop().__exit__(None, None, None)
-
     return ShardDataModule(
         shards,
         config.data,
@@ -172,7 +163,7 @@ def _data(
         accumulate=config.trainer.accumulate,
         workers=config.trainer.workers,
         output=Path(config.output),
-        progress=measuring,
+        progress=measuring(console),
     )
 
 
