@@ -8,6 +8,8 @@ Shape letters: m images, p patches, d width.
 import os
 import warnings
 import zlib
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -54,8 +56,6 @@ class FeatureCache:
             with safe_open(path, "pt") as file:
                 found = file.get_tensor(FEATURES)
                 recorded = (file.metadata() or {}).get(CHECKSUM)
-        except FileNotFoundError:
-            return None
         except (OSError, SafetensorError):
             return None
         return found if recorded == _checksum(found) else None
@@ -73,9 +73,12 @@ class FeatureCache:
             temporary.write_bytes(data)
             temporary.replace(path)
         except OSError as error:
-            temporary.unlink(missing_ok=True)
+            with suppress(OSError):
+                temporary.unlink(missing_ok=True)
             self.limit = 0
-            warnings.warn(f"{self.directory} takes no more features ({error}); training goes on", stacklevel=2)
+            warnings.warn(
+                f"{self.directory} takes no more features ({error}); training goes on", stacklevel=2
+            )
             return
         self.used += len(data)
 
@@ -100,6 +103,13 @@ class KnownFeatures:
         if self.features is None:
             return self
         return KnownFeatures(self.ids, self.is_known, self.features.pin_memory())
+
+
+def known_features(ids: Sequence[str], known: Mapping[str, Tensor]) -> KnownFeatures:
+    """Of images in order, what is known by id."""
+    features = [known[image_id] for image_id in ids if image_id in known]
+    is_known = tuple(image_id in known for image_id in ids)
+    return KnownFeatures(tuple(ids), is_known, torch.stack(features) if features else None)
 
 
 def _checksum(features: Tensor) -> str:

@@ -5,7 +5,6 @@ Shape letters: m images, k of them known, c channels, h height, w width, p patch
 
 from dataclasses import asdict
 
-import torch
 from torch import Tensor, nn
 
 from flamingo_lite.data.features import FeatureCache, FeatureCacheConfig, KnownFeatures
@@ -53,6 +52,8 @@ def complete(
 ) -> Tensor:
     """The features (m p d) of all images of a batch; `pixel_values` (m c h w) hold those that are not known."""
     missing = [number for number, is_known in enumerate(known.is_known) if not is_known]
+    if not known.ids:
+        return pixel_values.new_empty(0, model.vision.patches, model.vision.width)
     if not missing:
         assert known.features is not None
         return known.features

@@ -23,6 +23,7 @@ from rich.console import Console
 from torch import nn
 
 from flamingo_lite.checkpoints import io as checkpoints
+from flamingo_lite.data.features import FeatureCache
 from flamingo_lite.data.make import available_cores
 from flamingo_lite.data.shards import Shards
 from flamingo_lite.document import Document
@@ -36,6 +37,7 @@ from flamingo_lite.processing import VisionLanguageProcessor
 from flamingo_lite.training.callbacks import Checkpoint, MetricsFile, Monitor, StepDisplay
 from flamingo_lite.training.datamodule import Counting, ShardDataModule, open_sources, shards_sha256
 from flamingo_lite.training.display import ProgressDisplay
+from flamingo_lite.training.features import open_features
 from flamingo_lite.training.measuring import measuring
 from flamingo_lite.training.module import TrainingModule
 from flamingo_lite.training.precision import as_saved, lightning_precision, prepare
@@ -80,8 +82,11 @@ def run_stage(config: TrainingConfig, console: Console | None = None) -> Path:
         _clear(output)
     _write_json(output / SUMMARY, {"finished": False, "identity": defining})
     write_atomically(output / CONFIG, OmegaConf.to_yaml(OmegaConf.structured(config)).encode())
-    data = _data(config, shards, model, processor, console)
-    module = TrainingModule(model, config.stage.optimizer, data.steps, config.trainer.accumulate)
+    features = open_features(
+        config.data.features, model, processor, config.trainer.precision, config.data.draft
+    )
+    data = _data(config, shards, model, processor, console, features)
+    module = TrainingModule(model, config.stage.optimizer, data.steps, config.trainer.accumulate, features)
     with Tracker(config.wandb, output, dataclasses.asdict(config)) as tracker:
         rows = _fit(config, module, data, tracker, resume_from, console)
         if frozen_sha256(model) != module.frozen_hashes:
@@ -152,6 +157,7 @@ def _data(
     model: VisionLanguageModel,
     processor: VisionLanguageProcessor,
     console: Console,
+    features: FeatureCache | None,
 ) -> ShardDataModule:
     return ShardDataModule(
         shards,
@@ -163,6 +169,7 @@ def _data(
         accumulate=config.trainer.accumulate,
         workers=config.trainer.workers,
         output=Path(config.output),
+        features=features,
         progress=measuring(console),
     )
 
