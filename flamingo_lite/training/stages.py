@@ -73,9 +73,8 @@ def run_stage(config: TrainingConfig, console: Console | None = None) -> Path:
     started = time.perf_counter()
     _prepare(config)
     model, processor = _start(config)
-    prepare(model, config.trainer)
-    rows = apply_policy(model, model.config.policy)
-    console.print(policy_table(rows, config.stage.optimizer.learning_rate))
+    trains = apply_policy(model, model.config.policy)
+    console.print(policy_table(trains, config.stage.optimizer.learning_rate))
     output.mkdir(parents=True, exist_ok=True)
     resume_from = output / CHECKPOINT if previous and (output / CHECKPOINT).exists() else None
     if resume_from is None:
@@ -236,6 +235,7 @@ def _start(config: TrainingConfig) -> tuple[VisionLanguageModel, VisionLanguageP
         model, processor = build(config.model), build_processor(config.model)
     model.config.policy = config.stage.policy or model.config.policy
     apply_policy(model, model.config.policy)
+    prepare(model, config.trainer)
     return model.train(), processor
 
 
