@@ -22,8 +22,10 @@ from typing import Any
 
 import mmc4_like
 import numpy as np
+from pipelines import PREFETCH
 
 HERE = Path(__file__).parent
+READINGS = 100  # of the memory
 NAMES = ("ours", "theirs", "limit")
 LABELS = {"ours": "flamingo_lite", "theirs": "OpenFlamingo 2.0.1", "limit": "limit: bare decode and resize"}
 
@@ -95,9 +97,12 @@ def memory(options: argparse.Namespace, folder: Path) -> dict[str, float]:
     """MiB of the process and its workers together, over the run: the peak of each tenth but the first."""
     pipeline = Pipeline("ours", folder, options.batch_size, options.workers)
     readings: list[float] = []
-    burst = 20
+    ahead = PREFETCH * options.workers
+    burst = options.memory_documents // options.batch_size // READINGS - ahead
+    if burst < 1:
+        raise SystemExit(f"--memory-documents {options.memory_documents}: too few for {READINGS} readings")
     try:
-        for _ in range(0, options.memory_documents, (burst + 2 * options.workers) * options.batch_size):
+        for _ in range(READINGS):
             pipeline.burst(burst)
             readings.append(mebibytes(pipeline.process.pid))
     finally:

@@ -14,6 +14,8 @@ from typing import NoReturn
 import flamingo_lite
 from flamingo_lite.commands import (
     data_check,
+    data_convert,
+    data_deny,
     data_index,
     data_make,
     data_preview,
@@ -31,10 +33,12 @@ from flamingo_lite.names import unknown
 COMMANDS: dict[str, ModuleType] = {
     "quickstart": quickstart,
     "data make": data_make,
+    "data convert": data_convert,
+    "data deny": data_deny,
     "data check": data_check,
-    "data index": data_index,
     "data stats": data_stats,
     "data preview": data_preview,
+    "data index": data_index,
     "train": train,
     "eval": evaluate,
     "report": report,

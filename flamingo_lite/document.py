@@ -18,6 +18,7 @@ from types import MappingProxyType
 from typing import Any, overload
 
 import PIL.Image
+import PIL.ImageFile
 
 from flamingo_lite.errors import FlamingoError, SampleError, first_line
 from flamingo_lite.exif import Jpeg, orientation
@@ -227,6 +228,8 @@ def decode_image(
     with _opened(data, name, max_pixels) as image:
         if at_least is not None:
             image.draft(None, at_least[::-1] if _is_on_its_side(image) else at_least)
+        # In one piece: by default Pillow feeds its decoders 64 KiB at a time.
+        image.decodermaxblock = len(data)
         image.load()
         return upright_rgb(image)
 
@@ -238,7 +241,7 @@ def image_size(data: bytes, name: str, max_pixels: int = MAX_PIXELS) -> tuple[in
 
 
 @contextmanager
-def _opened(data: bytes, name: str, max_pixels: int) -> Iterator["PIL.Image.Image"]:
+def _opened(data: bytes, name: str, max_pixels: int) -> Iterator[PIL.ImageFile.ImageFile]:
     """The image with its header read; what fails inside is a `SampleError` that names it."""
     if (kind := image_format(data)) is None:
         raise SampleError(f"{name}: not an image; expected JPEG, PNG or WebP", "image")
@@ -276,13 +279,30 @@ _DECODING_ERRORS: tuple[type[Exception], ...] = (
 
 
 def _count_scans(data: bytes) -> int:
-    """How often the mark of a scan, FF DA, stands in the bytes. `bytes.count` takes several times as long, which is a
-    good part of decoding a small image."""
-    import numpy as np  # only here: a document of text alone needs no arrays
+    """How many scans a JPEG has at most, counted by their marks.
 
-    values = np.frombuffer(data, np.uint8)
-    return int(np.count_nonzero((values[:-1] == 0xFF) & (values[1:] == 0xDA)))
+    1 without counting, which is a good part of decoding a small image, for the usual JPEG: sequential, with all
+    components in its first scan. libjpeg reads no further then, whatever follows.
+    """
+    position, frame, components = 2, b"", b""
+    while data[position : position + 1] == b"\xff":
+        mark, length = data[position + 1 : position + 2], int.from_bytes(data[position + 2 : position + 4])
+        if mark == b"\xda":
+            if frame in _SEQUENTIAL and data[position + 4 : position + 5] == components:
+                return 1
+            break
+        if mark in _WITHOUT_LENGTH:  # libjpeg goes on behind them, and this walk would be led astray
+            break
+        if mark in _FRAMES:
+            frame, components = mark, data[position + 9 : position + 10]
+        position += 2 + length
+    return data.count(b"\xff\xda")
 
+
+# The marks of a frame's header (ITU T.81, table B.1); those of sequential frames are the first two.
+_FRAMES = frozenset(bytes([mark]) for mark in range(0xC0, 0xD0) if mark not in (0xC4, 0xC8, 0xCC))
+_SEQUENTIAL = (b"\xc0", b"\xc1")
+_WITHOUT_LENGTH = frozenset(bytes([mark]) for mark in (0x00, 0x01, *range(0xD0, 0xDA), 0xFF))
 
 _UPRIGHT = {
     2: PIL.Image.Transpose.FLIP_LEFT_RIGHT,

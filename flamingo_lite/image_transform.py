@@ -120,7 +120,8 @@ class ImageTransform:
         from torchvision.transforms import Compose
 
         known = {name: value for name, value in asdict(self).items() if name != "shortest_edge"}
-        *steps, _, _ = image_transform_v2(PreprocessCfg(**known), is_train=False).transforms
+        whole: Any = image_transform_v2(PreprocessCfg(**known), is_train=False)
+        *steps, _, _ = whole.transforms
         return Compose(steps)
 
     def __call__(self, image: Image | PIL.Image.Image, draft: bool = False) -> Tensor:

@@ -86,6 +86,15 @@ def scans(count: int) -> bytes:
     return data[:at] + data[at:-2] * count + data[-2:]
 
 
+def hidden_scans(count: int) -> bytes:
+    """The same, behind a segment with a fill byte before its mark: read as if that were a mark, its length leads into the
+    segment, where the headers of an ordinary JPEG stand."""
+    decoy = bytes.fromhex("ffc0 0011 08 0008 0008 03") + bytes(9) + bytes.fromhex("ffda 000c 03")
+    segment = (bytes(57603 - 7) + decoy).ljust(0xFF00 - 2, b"\0")
+    data = scans(count)
+    return data[:2] + b"\xff\xff\xe0\xff\x00" + segment + data[2:]
+
+
 def animated(kind: str) -> bytes:
     frames = [PIL.Image.new("RGB", (8, 6), (shade, 0, 0)) for shade in (10, 200, 90)]
     buffer = io.BytesIO()
@@ -154,6 +163,7 @@ SAMPLES: dict[str, tuple[list[Member], str | None]] = {
     "EXIF in a PNG's text": (with_image(png(8, 6, RAW_EXIF), "0.png"), "image"),
     "a JPEG that claims more pictures": (with_image(with_pictures(picture("JPEG"), 5000)), None),
     "a JPEG of thousands of scans": (with_image(scans(5000)), "image"),
+    "thousands of scans behind a decoy": (with_image(hidden_scans(5000)), "image"),
     "SVG": (with_image(SVG), "image"),
     "EPS": (with_image(EPS), "image"),
     "a GIF": (with_image(picture("GIF", "P")), "image"),

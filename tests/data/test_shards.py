@@ -158,7 +158,8 @@ def test_a_key_that_is_no_plain_name_is_refused(key: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "meta", [{"a": (1, 2)}, {1: "a"}, {"a": float("nan")}, {"a": float("-inf")}, {"a": {1, 2}}, {"a": b"b"}]
+    "meta",
+    [{"a": (1, 2)}, {1: "a"}, {"a": float("nan")}, {"a": float("-inf")}, {"a": {1, 2}}, {"a": b"b"}],
 )
 def test_a_meta_that_would_come_back_changed_is_refused_by_key(meta: dict) -> None:
     with pytest.raises(FlamingoError, match="sample k: meta"):
