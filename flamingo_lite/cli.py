@@ -14,6 +14,8 @@ from typing import NoReturn
 import flamingo_lite
 from flamingo_lite.commands import (
     data_check,
+    data_convert,
+    data_deny,
     data_index,
     data_make,
     evaluate,
@@ -29,6 +31,8 @@ from flamingo_lite.names import unknown
 COMMANDS: dict[str, ModuleType] = {
     "quickstart": quickstart,
     "data make": data_make,
+    "data convert": data_convert,
+    "data deny": data_deny,
     "data check": data_check,
     "data index": data_index,
     "train": train,
@@ -153,7 +157,7 @@ def overview() -> str:
         "usage: flamingo-lite COMMAND [options] [KEY=VALUE ...]",
         "",
     ]
-    lines += [f"  {name:<12}{module.SUMMARY}" for name, module in COMMANDS.items()]
+    lines += [f"  {name:<14}{module.SUMMARY}" for name, module in COMMANDS.items()]
     lines += [
         "",
         "flamingo-lite COMMAND --help says more of one of them; --version says which version this is.",

@@ -222,7 +222,7 @@ def decode_image(
     """
     if (kind := image_format(data)) is None:
         raise SampleError(f"{name}: not an image; expected JPEG, PNG or WebP", "image")
-    if kind == "jpg" and (scans := data.count(b"\xff\xda")) > MAX_SCANS:
+    if kind == "jpg" and (scans := _count_scans(data)) > MAX_SCANS:
         raise SampleError(f"{name}: a JPEG of {scans:,} scans, above the limit of {MAX_SCANS}", "image")
     try:
         with PIL.Image.open(io.BytesIO(data), formats=["JPEG", "PNG", "WEBP"]) as image:
@@ -232,6 +232,8 @@ def decode_image(
                 )
             if at_least is not None:
                 image.draft(None, at_least[::-1] if _is_on_its_side(image) else at_least)
+            # In one piece: by default Pillow feeds its decoders 64 KiB at a time.
+            image.decodermaxblock = len(data)
             image.load()
             return upright_rgb(image)
     except PIL.Image.DecompressionBombError as error:
@@ -251,6 +253,30 @@ _DECODING_ERRORS: tuple[type[Exception], ...] = (
     OSError, SyntaxError, ValueError, TypeError, EOFError, LookupError, ArithmeticError, NotImplementedError,
     struct.error, zlib.error, PIL.Image.DecompressionBombWarning,
 )  # fmt: skip
+
+
+def _count_scans(data: bytes) -> int:
+    """How many scans a JPEG has at most, counted by their marks.
+
+    1 without counting, which is a good part of decoding a small image, for the usual JPEG: sequential, with all
+    components in its first scan. libjpeg reads no further then, whatever follows.
+    """
+    position, frame, components = 2, b"", b""
+    while data[position : position + 1] == b"\xff":
+        mark, length = data[position + 1 : position + 2], int.from_bytes(data[position + 2 : position + 4])
+        if mark == b"\xda":
+            if frame in _SEQUENTIAL and data[position + 4 : position + 5] == components:
+                return 1
+            break
+        if mark in _FRAMES:
+            frame, components = mark, data[position + 9 : position + 10]
+        position += 2 + length
+    return data.count(b"\xff\xda")
+
+
+# The marks of a frame's header (ITU T.81, table B.1); those of sequential frames are the first two.
+_FRAMES = frozenset(bytes([mark]) for mark in range(0xC0, 0xD0) if mark not in (0xC4, 0xC8, 0xCC))
+_SEQUENTIAL = (b"\xc0", b"\xc1")
 
 _EXIF_ORIENTATION = 0x0112
 _UPRIGHT = {
