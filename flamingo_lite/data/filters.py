@@ -5,6 +5,7 @@ judgement is a `SampleError` whose reason is the word under which it is counted.
 """
 
 import hashlib
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -124,6 +125,17 @@ def check_texts(document: Document, name: str, filters: Filters) -> None:
         raise SampleError(
             f"{name}: {length:,} characters of text; expected {filters.max_text:,} or fewer", "text"
         )
+
+
+def check_bulk(document: Document, name: str) -> None:
+    """Errors: `SampleError` for a document that would be refused, by its bytes, when the shards are read."""
+    members = [len(image.data) for image in document.images]
+    # As JSON, where a character outside ASCII takes six bytes; the other half is for what else stands there.
+    written = sum(len(json.dumps(text.text)) for text in document.texts)
+    if max(members, default=0) > LIMITS.member_bytes or sum(members) > LIMITS.sample_bytes * 0.9:
+        raise SampleError(f"{name}: {sum(members):,} bytes of images, too many for a sample", "bytes")
+    if written > LIMITS.json_bytes // 2:
+        raise SampleError(f"{name}: {written:,} bytes of text as JSON, too many for a sample", "bytes")
 
 
 def check_count(images: int, key: str, name: str, filters: Filters) -> None:

@@ -12,9 +12,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from flamingo_lite import cli
+from flamingo_lite.data import filters
 from flamingo_lite.data.deny import deny_line, load_deny_list, parse_deny_list, perceptual_hash
 from flamingo_lite.data.filters import (
     Filters,
+    check_bulk,
     check_count,
     check_image,
     check_similarity,
@@ -23,6 +25,7 @@ from flamingo_lite.data.filters import (
     join_texts,
     mark_chunks,
 )
+from flamingo_lite.data.limits import Limits
 from flamingo_lite.document import Document, Image, Text
 from flamingo_lite.errors import FlamingoError, SampleError
 
@@ -102,9 +105,18 @@ def test_texts_are_judged_by_length_and_by_what_no_template_can_take(
 
 
 def test_the_number_of_images_is_judged() -> None:
-    filters = Filters(min_images=1, max_images=2)
-    assert [reason(check_count, n, "k", "x", filters) for n in range(4)] == ["images", None, None, "images"]
+    limits = Filters(min_images=1, max_images=2)
+    assert [reason(check_count, n, "k", "x", limits) for n in range(4)] == ["images", None, None, "images"]
     assert reason(check_count, 1, "k", "x", Filters(single_images=0.0)) == "single_image"
+
+
+def test_what_could_not_be_read_again_is_not_written(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert reason(check_bulk, Document(["é" * 300_000]), "x") is None
+    assert reason(check_bulk, Document(["é" * 400_000]), "x") == "bytes"
+    monkeypatch.setattr(filters, "LIMITS", Limits(member_bytes=100, sample_bytes=200))
+    for sizes, expected in (([100], None), ([101], "bytes"), ([90, 90], None), ([100, 100], "bytes")):
+        document = Document([Image(b"\xff\xd8\xff" + bytes(size - 3)) for size in sizes])
+        assert reason(check_bulk, document, "x") == expected
 
 
 @given(st.text(max_size=20), st.floats(0, 1), st.floats(0, 1))
@@ -154,11 +166,10 @@ def test_the_perceptual_hash_is_imagehashs() -> None:
 def test_copies_are_found_exactly_resized_and_compressed_again_and_others_are_not() -> None:
     denied = [encoded(scene(i)) for i in range(20)]
     deny = parse_deny_list([deny_line(data, "x") for data in denied], "list")
-    filters = Filters()
     for i in range(20):
         for copy in (denied[i], encoded(scene(i).resize((200, 150))), encoded(scene(i), quality=30)):
-            assert reason(check_image, Image(copy), filters, deny) == "denied"
-        assert reason(check_image, Image(encoded(scene(100 + i))), filters, deny) is None
+            assert reason(check_image, Image(copy), Filters(), deny) == "denied"
+        assert reason(check_image, Image(encoded(scene(100 + i))), Filters(), deny) is None
 
 
 def test_the_message_says_how_near_it_is() -> None:

@@ -64,35 +64,27 @@ def page(unit: Unit, number: int, data: bytes, options: Options) -> Iterator[Rec
     try:
         found = fields(parse_json(data, where), where, REQUIRED, OPTIONAL)
         similarity = matrix(found, where)
-        images, indices = [], []
+        images: dict[int, Image] = {}
         for index, info in enumerate(found["image_info"]):
             try:
-                images.append(_image(unit, info, f"{where}, image {index}", options))
-                indices.append(index)
+                images[index] = _image(unit, info, f"{where}, image {index}", options)
             except SampleError as error:
                 if error.reason == "layout":
                     raise
                 yield Reject(key, error.reason, str(error), image=True)
+        # Among the images that are there: one that is gone must not keep a sentence from the others.
+        sentences = dict(zip(images, assign(similarity[list(images)]), strict=True))
         placed: list[tuple[int, int]] = []
-        for image, sentence in enumerate(assign(similarity[indices])):
+        for index, sentence in sentences.items():
             try:
-                check_similarity(float(similarity[indices[image], sentence]), images[image].name, options)
-                placed.append((sentence, image))
+                check_similarity(float(similarity[index, sentence]), images[index].name, options)
+                placed.append((sentence, index))
             except SampleError as error:
                 yield Reject(key, error.reason, str(error), image=True)
-        about = [
-            {
-                "name": found["image_info"][indices[image]]["image_name"],
-                "url": found["image_info"][indices[image]].get("raw_url"),
-                "similarity": float(similarity[indices[image], sentence]),
-            }
-            for sentence, image in sorted(placed)
-        ]
-        meta = {"url": found.get("url"), "images": about}
-        segments = interleave(
-            found["text_list"], [(sentence, images[image]) for sentence, image in sorted(placed)]
-        )
-        yield key, Document(segments, meta, where)
+        placed.sort()
+        about = [_about(found["image_info"][i], float(similarity[i, sentence])) for sentence, i in placed]
+        segments = interleave(found["text_list"], [(sentence, images[i]) for sentence, i in placed])
+        yield key, Document(segments, {"url": found.get("url"), "images": about}, where)
     except SampleError as error:
         yield Reject(key, error.reason, str(error))
 
@@ -100,22 +92,26 @@ def page(unit: Unit, number: int, data: bytes, options: Options) -> Iterator[Rec
 def matrix(page: dict[str, Any], where: str) -> np.ndarray:
     """The similarities, (images, sentences). Errors: `SampleError` for another shape, or what is no number."""
     images, texts = len(page["image_info"]), len(page["text_list"])
+    if not all(isinstance(text, str) for text in page["text_list"]):
+        raise SampleError(f"{where}: text_list holds something else than text", "layout")
+    if not texts:
+        raise SampleError(f"{where}: text_list is empty", "text")
+    if not images and not page["similarity_matrix"]:
+        return np.zeros((0, texts))
     try:
-        found = np.array(page["similarity_matrix"], dtype=np.float64)
-    except (ValueError, TypeError) as error:
+        found = np.array(page["similarity_matrix"])
+    except ValueError:  # rows of several lengths
+        found = np.array(None)
+    if found.dtype.kind not in "if":
         raise SampleError(
             f"{where}: similarity_matrix holds rows that are not numbers of one length", "layout"
-        ) from error
-    if images and found.shape != (images, texts):
+        )
+    if found.shape != (images, texts):
         shape = " x ".join(map(str, found.shape))
         raise SampleError(
             f"{where}: similarity_matrix is {shape}; expected {images} images x {texts} sentences", "layout"
         )
-    if not all(isinstance(text, str) for text in page["text_list"]):
-        raise SampleError(f"{where}: text_list holds something else than text", "layout")
-    if not np.isfinite(found).all():
-        raise SampleError(f"{where}: similarity_matrix holds a number that is not finite", "layout")
-    return found.reshape(images, texts)
+    return found.astype(np.float64)
 
 
 def assign(similarity: np.ndarray) -> list[int]:
@@ -141,6 +137,10 @@ def interleave(sentences: Sequence[str], placed: Sequence[tuple[int, Image]]) ->
             start = sentence
         segments.append(image)
     return segments + _joined(sentences[start:])
+
+
+def _about(info: dict[str, Any], similarity: float) -> dict[str, Any]:
+    return {"name": info["image_name"], "url": info.get("raw_url"), "similarity": similarity}
 
 
 def _joined(sentences: Sequence[str]) -> list[Text | Image]:

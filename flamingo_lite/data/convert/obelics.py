@@ -87,11 +87,16 @@ def page(unit: Unit, number: int, row: dict[str, Any], index: ImageIndex) -> Ite
                 yield Reject(key, "missing", f"{where}: {address} is in no tar of --images", image=True)
                 continue
             segments.append(Image(data, name=f"{where}, image {slot}"))
-            kept.append({"url": address, "alt_text": (about[slot] or {}).get("alt_text")})
-        page_url = general.get("url") if isinstance(general, dict) else None
-        yield key, Document(segments, {"url": page_url, "images": kept}, where)
+            kept.append({"url": address, "alt_text": _entry(about[slot], "alt_text")})
+        yield key, Document(segments, {"url": _entry(general, "url"), "images": kept}, where)
     except SampleError as error:
         yield Reject(key, error.reason, str(error))
+
+
+def _entry(about: Any, name: str) -> str | None:
+    """A text among what OBELICS notes about a page or an image; its notes have changed between releases."""
+    value = about.get(name) if isinstance(about, dict) else None
+    return value if isinstance(value, str) else None
 
 
 def _open(path: Path) -> Any:

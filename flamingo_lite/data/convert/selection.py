@@ -4,7 +4,14 @@ from collections.abc import Iterator
 
 from flamingo_lite.data.convert.frame import Format, Options, Record, Reject
 from flamingo_lite.data.deny import DenyList
-from flamingo_lite.data.filters import check_count, check_image, check_texts, join_texts, mark_chunks
+from flamingo_lite.data.filters import (
+    check_bulk,
+    check_count,
+    check_image,
+    check_texts,
+    join_texts,
+    mark_chunks,
+)
 from flamingo_lite.document import Document, Image
 from flamingo_lite.errors import SampleError
 
@@ -26,6 +33,7 @@ def select(
             for image in document.images:
                 check_image(image, options, deny)
         check_count(len(document.images), key, name, options)
+        check_bulk(document, name)
     except SampleError as error:
         yield Reject(key, error.reason, str(error))
         return

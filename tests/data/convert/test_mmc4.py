@@ -146,7 +146,10 @@ def test_a_page_without_images_left_is_rejected() -> None:
         ({"texts": []}, "texts is unknown"),
         ({"similarity_matrix": [[0.1]]}, "similarity_matrix is 1 x 1; expected 1 images x 4 sentences"),
         ({"similarity_matrix": [[0.1], [1, 2]]}, "rows that are not numbers of one length"),
-        ({"similarity_matrix": [["a"] * 4]}, "not numbers"),
+        ({"similarity_matrix": [["0.5"] * 4]}, "not numbers"),
+        ({"similarity_matrix": [[None] * 4]}, "not numbers"),
+        ({"similarity_matrix": [[10**400] * 4]}, "not numbers"),
+        ({"image_info": []}, "similarity_matrix is 1 x 4; expected 0 images"),
         ({"text_list": ["a", "b", "c", 4]}, "something else than text"),
         ({"image_info": [{"raw_url": "x"}]}, "image 0: image_name is missing"),
         ({"image_info": [{"image_name": "x.jpg", "clip_score": 1}]}, "image 0: clip_score is unknown"),
@@ -169,6 +172,27 @@ def test_a_similarity_that_is_no_finite_number_is_refused(number: str) -> None:
     text = json.dumps(mmc4_page(["A."], [[0.5]])).replace("0.5", number)
     [reject] = mmc4.page(Unit(Path("a.tar"), "a.tar"), 0, text.encode(), mmc4.Mmc4Options())
     assert isinstance(reject, Reject) and reject.reason == "json"
+
+
+json_values = st.recursive(
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.floats(allow_nan=False, allow_infinity=False)
+    | st.text(max_size=3),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=3), inner, max_size=2),
+    max_leaves=5,
+)
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.data())
+def test_whatever_a_field_holds_the_page_is_a_document_or_a_reject(data: st.DataObject) -> None:
+    page = with_images(mmc4_page(FOUR, [[0, 0, 0, 0.5], [0, 0.4, 0, 0]]), dict(enumerate(PICTURES[:2])))
+    place = data.draw(st.sampled_from([page, page["image_info"][0]]))
+    place[data.draw(st.sampled_from(sorted(place)))] = data.draw(json_values)
+    document, rejects = converted(page)
+    assert document is not None or rejects[-1].reason in ("layout", "text", "images", "marks")
 
 
 @settings(max_examples=200, deadline=None)

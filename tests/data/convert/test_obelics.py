@@ -97,6 +97,11 @@ def test_a_damaged_tar_of_images_serves_what_is_whole(images: Path, tmp_path: Pa
         ({"texts": [None, "A.", "B."]}, "not lists of one length"),
         ({"texts": ["both", "A."]}, "slot 0 has both"),
         ({"metadata": "[null]"}, "not lists of one length"),
+        (
+            {"metadata": '["text", 3]', "images": [None, None]},
+            "slot 0 has both an image and a text, or neither",
+        ),
+        ({"images": None}, "images is a NoneType, not a list"),
         ({"metadata": "{"}, "metadata: the json cannot be parsed"),
     ],
 )
@@ -109,6 +114,14 @@ def test_rows_that_are_wrong_are_rejected_by_name(
     )
     assert len(found.documents) == len(found.rejects) == 1
     assert named in found.rejects[0][1]
+
+
+def test_notes_of_another_form_are_left_out(images: Path, tmp_path: Path) -> None:
+    row = {**obelics_row(["http://x/0", "A."]), "metadata": '["?", null]', "general_metadata": "[]"}
+    found = convert(
+        tmp_path / "to", "obelics", write_obelics(tmp_path / "a.parquet", [row]), "--images", images
+    )
+    assert found.documents[0].meta == {"url": None, "images": [{"url": "http://x/0", "alt_text": None}]}
 
 
 def test_files_of_another_kind_are_refused_whole(
