@@ -15,6 +15,7 @@ from torch.utils.data import DataLoader
 
 from flamingo_lite.data.batches import Packing, Plan, Position, Recipe, rows_each, share
 from flamingo_lite.data.encoding import source_template
+from flamingo_lite.data.features import FeatureCache
 from flamingo_lite.data.lengths import Lengths, Measure, Progress, index_lengths
 from flamingo_lite.data.make import DataConfig, available_cores
 from flamingo_lite.data.manifest import Manifest
@@ -74,8 +75,10 @@ class ShardDataModule(lightning.LightningDataModule):
         workers: int = 0,
         output: Path | None = None,
         progress: Progress | None = None,
+        features: FeatureCache | None = None,
     ) -> None:
         super().__init__()
+        self.features = features
         self.data, self.stage, self.processor, self.seed = data, stage, processor, seed
         self.max_length, self.accumulate, self.workers = max_length, accumulate, workers
         configs = source_configs(data)
@@ -97,7 +100,9 @@ class ShardDataModule(lightning.LightningDataModule):
         budgets = (self.packing.tokens, self.packing.images) if self.packing else (None, None)
         return Unburied(
             DataLoader(
-                Reader(self.sources, self.processor, self.max_length, *budgets, self.data.draft),
+                Reader(
+                    self.sources, self.processor, self.max_length, *budgets, self.data.draft, self.features
+                ),
                 batch_size=None,
                 sampler=Recipes(self.plan, self.position, self.steps, rank, ranks, self.accumulate),
                 num_workers=self.workers,

@@ -15,7 +15,12 @@ from flamingo_lite.training.tracking import WandbConfig
 MODEL = "flamingo"
 """The folder of the saved model in a run's output."""
 
-PRECISIONS = ("32-true", "16-mixed", "bf16-mixed")
+PRECISIONS = ("32-true", "16-mixed", "bf16-mixed", "bf16-true")
+FROZEN_DTYPES: dict[str, tuple[str, ...]] = {
+    "bf16-mixed": ("float32", "bfloat16"),
+    "16-mixed": ("float32", "float16"),
+}
+"""The types that frozen parameters may be held in, by the precisions that leave a choice."""
 RESUME = ("auto", "never")
 
 
@@ -62,11 +67,17 @@ class StageConfig:
 class TrainerConfig:
     """Where and how it runs. `threads`: 0 = one per core; `workers`: processes that prepare batches.
 
-    A step's rows go through each device in `accumulate` equal parts, one after the other.
+    A step's rows go through each device in `accumulate` equal parts, one after the other. `precision`: 32-true and
+    bf16-true hold and compute all in one type; under the mixed ones what trains is held in float32, and `frozen_dtype`
+    is the type of frozen weights (null: that in which they were loaded). `checkpoint_activations`: decoder layers and
+    blocks are computed again in the backward pass. `compile`: the decoder stack goes through torch.compile.
     """
 
     accelerator: str = "auto"
     precision: str = "32-true"
+    frozen_dtype: str | None = None
+    checkpoint_activations: bool = False
+    compile: bool = False
     accumulate: int = 1
     deterministic: bool = True
     threads: int = 0
@@ -75,6 +86,13 @@ class TrainerConfig:
     def __post_init__(self) -> None:
         check_choice("value of trainer.accelerator:", self.accelerator, ("auto", "cpu", "cuda", "gpu", "mps"))
         check_choice("value of trainer.precision:", self.precision, PRECISIONS)
+        if self.frozen_dtype is not None:
+            fitting = FROZEN_DTYPES.get(self.precision, ())
+            if self.frozen_dtype not in fitting:
+                raise FlamingoError(
+                    f"trainer.frozen_dtype is {self.frozen_dtype}; under trainer.precision={self.precision} expected "
+                    f"{' or '.join(('null', *fitting))}"
+                )
         for name, least in (("accumulate", 1), ("threads", 0), ("workers", 0)):
             if getattr(self, name) < least:
                 raise FlamingoError(f"trainer.{name} is {getattr(self, name)}; expected {least} or more")

@@ -23,6 +23,7 @@ from rich.console import Console
 from torch import nn
 
 from flamingo_lite.checkpoints import io as checkpoints
+from flamingo_lite.data.features import FeatureCache
 from flamingo_lite.data.make import available_cores
 from flamingo_lite.data.shards import Shards
 from flamingo_lite.document import Document
@@ -36,8 +37,10 @@ from flamingo_lite.processing import VisionLanguageProcessor
 from flamingo_lite.training.callbacks import Checkpoint, MetricsFile, Monitor, StepDisplay
 from flamingo_lite.training.datamodule import Counting, ShardDataModule, open_sources, shards_sha256
 from flamingo_lite.training.display import ProgressDisplay
+from flamingo_lite.training.features import open_features
 from flamingo_lite.training.measuring import measuring
 from flamingo_lite.training.module import TrainingModule
+from flamingo_lite.training.precision import as_saved, lightning_precision, prepare
 from flamingo_lite.training.samples import draw_samples
 from flamingo_lite.training.settings import MODEL, TrainingConfig, torch_device
 from flamingo_lite.training.tracking import Tracker, forget_run
@@ -46,6 +49,8 @@ CHECKPOINT = "last.ckpt"
 METRICS = "metrics.csv"
 CONFIG = "config.yaml"
 SUMMARY = "training.json"
+DEFINING = ("precision", "frozen_dtype", "compile")
+"""What of the trainer changes the numbers."""
 
 
 def run_stage(config: TrainingConfig, console: Console | None = None) -> Path:
@@ -68,22 +73,24 @@ def run_stage(config: TrainingConfig, console: Console | None = None) -> Path:
     started = time.perf_counter()
     _prepare(config)
     model, processor = _start(config)
-    rows = apply_policy(model, model.config.policy)
-    console.print(policy_table(rows, config.stage.optimizer.learning_rate))
+    trains = apply_policy(model, model.config.policy)
+    console.print(policy_table(trains, config.stage.optimizer.learning_rate))
     output.mkdir(parents=True, exist_ok=True)
     resume_from = output / CHECKPOINT if previous and (output / CHECKPOINT).exists() else None
     if resume_from is None:
         _clear(output)
     _write_json(output / SUMMARY, {"finished": False, "identity": defining})
     write_atomically(output / CONFIG, OmegaConf.to_yaml(OmegaConf.structured(config)).encode())
-    data = _data(config, shards, model, processor, console)
-    module = TrainingModule(model, config.stage.optimizer, data.steps, config.trainer.accumulate)
+    features = open_features(
+        config.data.features, model, processor, config.trainer.precision, config.data.draft
+    )
+    data = _data(config, shards, model, processor, console, features)
+    module = TrainingModule(model, config.stage.optimizer, data.steps, config.trainer.accumulate, features)
     with Tracker(config.wandb, output, dataclasses.asdict(config)) as tracker:
         rows = _fit(config, module, data, tracker, resume_from, console)
         if frozen_sha256(model) != module.frozen_hashes:
             raise RuntimeError("training has changed parameters that the policy freezes: this is a bug")
-        model.eval()
-        checkpoints.save(model, processor, output / MODEL)
+        checkpoints.save(as_saved(model), processor, output / MODEL)
         documents = readable(next(iter(shards.values())))
         nn.Module.to(model, torch_device(config.trainer.accelerator))
         samples = draw_samples(model, processor, documents, config.stage.samples)
@@ -110,7 +117,7 @@ def identity(config: TrainingConfig, shards: Mapping[str, str]) -> dict[str, Any
         "model": dataclasses.asdict(config.model),
         "stage": {name: value for name, value in stage.items() if name not in silent},
         "seed": config.seed,
-        "trainer": {"precision": config.trainer.precision},
+        "trainer": {name: getattr(config.trainer, name) for name in DEFINING},
         "data": {
             "shuffle_shards": config.data.shuffle_shards,
             "draft": config.data.draft,
@@ -149,6 +156,7 @@ def _data(
     model: VisionLanguageModel,
     processor: VisionLanguageProcessor,
     console: Console,
+    features: FeatureCache | None,
 ) -> ShardDataModule:
     return ShardDataModule(
         shards,
@@ -160,6 +168,7 @@ def _data(
         accumulate=config.trainer.accumulate,
         workers=config.trainer.workers,
         output=Path(config.output),
+        features=features,
         progress=measuring(console),
     )
 
@@ -185,7 +194,7 @@ def _fit(
     trainer = lightning.Trainer(
         accelerator=config.trainer.accelerator,
         devices=1,
-        precision=cast("Any", config.trainer.precision),
+        precision=cast("Any", lightning_precision(config.trainer.precision)),
         max_steps=steps,
         max_epochs=-1,
         accumulate_grad_batches=config.trainer.accumulate,
@@ -226,6 +235,7 @@ def _start(config: TrainingConfig) -> tuple[VisionLanguageModel, VisionLanguageP
         model, processor = build(config.model), build_processor(config.model)
     model.config.policy = config.stage.policy or model.config.policy
     apply_policy(model, model.config.policy)
+    prepare(model, config.trainer)
     return model.train(), processor
 
 

@@ -88,7 +88,7 @@ def test_tokens_of_a_source_count_what_its_weight_says(recipe: Recipe, tmp_path:
     lightning.seed_everything(config.seed, verbose=False)
     model, processor = build(config.model).train(), build_processor(config.model)
     data = ShardDataModule(open_sources(config.data), config.data, config.stage, processor, config.seed, 256)
-    prepared = next(iter(data.train_dataloader()))
+    prepared = next(iter(data.train_dataloader())).to("cpu")
     assert set(prepared.source_ids.unique().tolist()) == {-1, 0, 1}
     logits = model.eval()(**prepared.batch).logits[:, :-1]
     nll = cross_entropy(logits.flatten(0, 1), prepared.batch.labels[:, 1:].flatten(), reduction="none")
