@@ -68,7 +68,11 @@ images = st.builds(Image, st.sampled_from(PICTURES), words=st.none() | st.text(m
 metas = st.dictionaries(
     st.text(max_size=4),
     st.recursive(
-        st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(max_size=4),
+        st.none()
+        | st.booleans()
+        | st.integers()
+        | st.floats(allow_nan=False, allow_infinity=False)
+        | st.text(max_size=4),
         lambda inner: st.lists(inner, max_size=2) | st.dictionaries(st.text(max_size=3), inner, max_size=2),
         max_leaves=4,
     ),
