@@ -39,7 +39,8 @@ from flamingo_lite.data.shard_writer import (
     write_whole,
     writing_to,
 )
-from flamingo_lite.errors import FlamingoError
+from flamingo_lite.document import Document
+from flamingo_lite.errors import FlamingoError, SampleError
 from flamingo_lite.names import check_choice
 
 REJECTS = "rejects.jsonl"
@@ -119,13 +120,23 @@ def _write_documents(job: Job, unit: Unit, series: ShardSeries, ledger: Ledger) 
         is_first = False
         chosen = [record] if isinstance(record, Reject) else select(*record, format, job.options, deny)
         for outcome in chosen:
+            if not isinstance(outcome, Reject):
+                outcome = _written(series, *outcome) or outcome
             if isinstance(outcome, Reject):
                 (ledger.images_left_out if outcome.image else ledger.rejects)[outcome.reason] += 1
                 yield outcome
             else:
-                series.write(*outcome)
                 ledger.documents += 1
                 ledger.images += len(outcome[1].images)
+
+
+def _written(series: ShardSeries, key: str, document: Document) -> Reject | None:
+    """Writes the document; the reject of one that a shard cannot hold."""
+    try:
+        series.write(key, document)
+    except SampleError as error:
+        return Reject(key, error.reason, str(error))
+    return None
 
 
 def _converted(job: Job, units: Sequence[Unit], workers: int, engine: str) -> Iterator[Outcome]:
