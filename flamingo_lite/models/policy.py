@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from flamingo_lite.errors import FlamingoError
 from flamingo_lite.names import check_choice
+from flamingo_lite.nn.whole import whole
 
 STATUSES = ("frozen", "full")
 
@@ -117,5 +118,5 @@ def frozen_sha256(model: nn.Module) -> dict[str, str]:
             continue
         digest = digests.setdefault(name.split(".")[0], hashlib.sha256())
         digest.update(f"{name} {parameter.dtype} {tuple(parameter.shape)}".encode())
-        digest.update(parameter.detach().cpu().reshape(-1).view(torch.uint8).numpy().tobytes())
+        digest.update(whole(parameter.detach()).cpu().reshape(-1).view(torch.uint8).numpy().tobytes())
     return {part: digest.hexdigest() for part, digest in digests.items()}

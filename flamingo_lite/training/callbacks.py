@@ -1,11 +1,11 @@
-"""What happens beside the steps: a row of figures every few of them, handed to sinks, and a checkpoint.
+"""What happens beside the steps: a row of figures every few of them, handed to sinks.
 
 A sink is a callable that takes a row; the CSV file, W&B and the terminal are three of them.
 """
 
 import contextlib
 import csv
-import math
+import io
 import os
 import time
 from collections.abc import Callable, Sequence
@@ -15,7 +15,7 @@ from typing import Any
 import lightning.pytorch as lightning
 import torch
 
-from flamingo_lite.errors import FlamingoError
+from flamingo_lite.evaluation.results import write_atomically
 from flamingo_lite.models.model import VisionLanguageModel
 from flamingo_lite.training.display import ProgressDisplay
 from flamingo_lite.training.module import TrainingModule
@@ -28,8 +28,8 @@ class Monitor(lightning.Callback):
     """Every `every` optimizer steps, and at the last, hands a row to each sink.
 
     Columns: step, loss, learning_rate, gradient_norm, samples_per_second, tokens_per_second, seconds, and
-    gate/<layer>/<branch>: tanh of the gate, the share with which the branch is added. Speeds are those since
-    the row before. Errors: `FlamingoError` when the loss is no number.
+    gate/<layer>/<branch>: tanh of the gate, the share with which the branch is added; skipped_steps: how many were,
+    so far. Speeds are those since the row before.
     """
 
     def __init__(self, every: int, sinks: Sequence[Sink]) -> None:
@@ -40,7 +40,6 @@ class Monitor(lightning.Callback):
     def on_train_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
         self._start = self._since = time.perf_counter()
         self._samples = self._tokens = 0
-        self._step = trainer.global_step
 
     def on_train_batch_end(
         self,
@@ -51,68 +50,30 @@ class Monitor(lightning.Callback):
         batch_idx: int,
     ) -> None:
         assert isinstance(pl_module, TrainingModule)
-        if trainer.global_step == self._step or pl_module.report is None:  # a batch of an unfinished step
+        report, step = pl_module.report, trainer.global_step
+        if report is None:
             return
-        self._step = trainer.global_step
-        report = pl_module.report
         self._samples += report.samples
         self._tokens += report.tokens
-        if self._step % self.every and self._step != trainer.max_steps:
+        if step % self.every and step != trainer.max_steps:
             return
         now = time.perf_counter()
         row = {
-            "step": self._step,
-            "loss": report.loss.item(),
+            "step": step,
+            "loss": report.loss,
             "learning_rate": report.learning_rate,
-            "gradient_norm": report.gradient_norm.item(),
+            "gradient_norm": report.gradient_norm,
             "samples_per_second": self._samples / (now - self._since),
             "tokens_per_second": self._tokens / (now - self._since),
             "seconds": now - self._start,
+            "skipped_steps": pl_module.skipped.count,
             **gate_columns(pl_module.model),
         }
-        if not math.isfinite(row["loss"]):
-            raise FlamingoError(
-                f"the loss is {row['loss']} at step {self._step}; "
-                "lower stage.optimizer.learning_rate, or check the data"
-            )
         self._since, self._samples, self._tokens = now, 0, 0
         self.rows.append(row)
         if trainer.is_global_zero:
             for sink in self.sinks:
                 sink(row)
-
-
-class Checkpoint(lightning.Callback):
-    """Writes `path` every `every` optimizer steps and at the last: whole or not at all."""
-
-    def __init__(self, path: Path, every: int) -> None:
-        self.path = path
-        self.every = every
-        self._saved = 0
-
-    def on_train_batch_end(
-        self,
-        trainer: lightning.Trainer,
-        pl_module: lightning.LightningModule,
-        outputs: Any,
-        batch: Any,
-        batch_idx: int,
-    ) -> None:
-        step = trainer.global_step
-        is_due = step % self.every == 0 or step == trainer.max_steps
-        if step != self._saved and is_due:
-            self._saved = step
-            self.save(trainer)
-
-    def save(self, trainer: lightning.Trainer) -> None:
-        temporary = self.path.with_name(f".{self.path.name}.{os.getpid()}")
-        try:
-            trainer.save_checkpoint(temporary)
-            if trainer.is_global_zero:
-                temporary.replace(self.path)
-        finally:
-            with contextlib.suppress(OSError):
-                temporary.unlink(missing_ok=True)
 
 
 class StepDisplay(lightning.Callback):
@@ -142,30 +103,48 @@ class MetricsFile:
     """A sink: a CSV file with one line per row, appended as training goes, so that it can be read meanwhile.
 
     `resume_at`: rows after that step are dropped (training had gone on after the checkpoint it resumes from).
+    Where the disk refuses, rows wait for the next one.
     """
 
     def __init__(self, path: Path, resume_at: int = 0) -> None:
         self.path = path
+        self._waiting: list[Row] = []
         kept = [row for row in read_metrics(path) if row["step"] <= resume_at] if resume_at else []
-        path.unlink(missing_ok=True)
-        for row in kept:
-            self(row)
+        if kept:
+            write_atomically(path, "".join(_lines(kept)).encode())
+        else:
+            path.unlink(missing_ok=True)
 
     def __call__(self, row: Row) -> None:
-        is_first = not self.path.exists()
-        with self.path.open("a", newline="") as file:
-            writer = csv.writer(file)
-            if is_first:
-                writer.writerow(row)
-            writer.writerow(f"{value:.9g}" if isinstance(value, float) else value for value in row.values())
+        self._waiting.append(row)
+        lines = _lines(self._waiting)
+        size = self.path.stat().st_size if self.path.exists() else 0
+        try:
+            with self.path.open("a", newline="") as file:
+                file.write("".join(lines[1:] if size else lines))
+            self._waiting.clear()
+        except OSError:
+            with contextlib.suppress(OSError):
+                os.truncate(self.path, size)  # half a line would be joined to the next
 
 
 def read_metrics(path: Path) -> list[Row]:
-    """The rows of a metrics file; none if there is no such file."""
+    """The rows of a metrics file, without one that was cut short when its run was killed; none without a file."""
     if not path.exists():
         return []
-    with path.open(newline="") as file:
-        return [{name: float(value) for name, value in row.items()} for row in csv.DictReader(file)]
+    whole = path.read_text()
+    whole = whole[: whole.rfind("\n") + 1]
+    return [{name: float(value) for name, value in row.items()} for row in csv.DictReader(whole.splitlines())]
+
+
+def _lines(rows: Sequence[Row]) -> list[str]:
+    """The header, and a line per row."""
+    buffer = io.StringIO()
+    writer = csv.writer(buffer, lineterminator="\n")
+    writer.writerow(rows[0])
+    for row in rows:
+        writer.writerow(f"{value:.9g}" if isinstance(value, float) else value for value in row.values())
+    return buffer.getvalue().splitlines(keepends=True)
 
 
 def gate_columns(model: VisionLanguageModel) -> Row:

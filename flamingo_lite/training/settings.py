@@ -15,6 +15,7 @@ MODEL = "flamingo"
 """The folder of the saved model in a run's output."""
 
 PRECISIONS = ("32-true", "16-mixed", "bf16-mixed")
+STRATEGIES = ("auto", "ddp", "fsdp2")
 RESUME = ("auto", "never")
 
 
@@ -25,7 +26,9 @@ class StageConfig:
     `start`: a saved model to continue from, instead of one built from the model's config. `max_length`:
     documents are cut there (by default at the language model's context). `pack`: the documents of a batch share
     rows, so that little is padding; refused by name where the language model cannot keep them apart.
-    `samples`: how many documents the trained model continues for the table in W&B.
+    `samples`: how many documents the trained model continues for the table in W&B. `keep`: how many of the last
+    checkpoints stay, beside the one of the lowest loss. `max_skipped_steps`: a step whose loss or gradient is no
+    number is skipped; one more than these stops the run.
     """
 
     steps: int = 300
@@ -35,23 +38,34 @@ class StageConfig:
     pack: bool = False
     log_every: int = 10
     checkpoint_every: int = 100
+    keep: int = 2
+    max_skipped_steps: int = 10
     samples: int = 8
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
 
     def __post_init__(self) -> None:
-        for name in ("steps", "batch_size", "log_every", "checkpoint_every"):
+        for name in ("steps", "batch_size", "log_every", "checkpoint_every", "keep"):
             if getattr(self, name) < 1:
                 raise FlamingoError(f"stage.{name} is {getattr(self, name)}; expected 1 or more")
+        if self.max_skipped_steps < 0:
+            raise FlamingoError(f"stage.max_skipped_steps is {self.max_skipped_steps}; expected 0 or more")
 
 
 @dataclass
 class TrainerConfig:
     """Where and how it runs. `threads`: 0 = one per core; `workers`: processes that prepare batches.
 
-    A step takes `accumulate` batches of stage.batch_size documents each.
+    A step takes `accumulate` batches of stage.batch_size documents each. `devices`: of each node, one process
+    each; 0 = as many as torchrun or srun has started, else one. `strategy`: "ddp" (every device holds the model),
+    "fsdp2" (every device holds its share of each layer); "auto" is ddp where there are several. `timeout_minutes`:
+    how long ranks wait for each other before the run ends.
     """
 
     accelerator: str = "auto"
+    devices: int = 0
+    nodes: int = 0
+    strategy: str = "auto"
+    timeout_minutes: float = 30.0
     precision: str = "32-true"
     accumulate: int = 1
     deterministic: bool = True
@@ -61,9 +75,19 @@ class TrainerConfig:
     def __post_init__(self) -> None:
         check_choice("value of trainer.accelerator:", self.accelerator, ("auto", "cpu", "cuda", "gpu", "mps"))
         check_choice("value of trainer.precision:", self.precision, PRECISIONS)
-        for name, least in (("accumulate", 1), ("threads", 0), ("workers", 0)):
-            if getattr(self, name) < least:
-                raise FlamingoError(f"trainer.{name} is {getattr(self, name)}; expected {least} or more")
+        check_choice("value of trainer.strategy:", self.strategy, STRATEGIES)
+        for name in ("devices", "nodes", "threads", "workers"):
+            if getattr(self, name) < 0:
+                raise FlamingoError(f"trainer.{name} is {getattr(self, name)}; expected 0 or more")
+        if self.accumulate < 1:
+            raise FlamingoError(f"trainer.accumulate is {self.accumulate}; expected 1 or more")
+        if not self.timeout_minutes > 0:
+            raise FlamingoError(f"trainer.timeout_minutes is {self.timeout_minutes}; expected more than 0")
+        if self.strategy == "fsdp2" and self.precision == "16-mixed":
+            raise FlamingoError(
+                "trainer.strategy=fsdp2 does not go with trainer.precision=16-mixed, whose loss scale would be each "
+                "rank's own; use bf16-mixed, or trainer.strategy=ddp"
+            )
 
 
 @dataclass
