@@ -182,21 +182,22 @@ class CheckpointKeeper(lightning.Callback):
         checkpoint["mean_loss"] = sum(self._losses) / len(self._losses) if self._losses else float("inf")
 
     def save(self, trainer: lightning.Trainer) -> bool:
-        """Was it written? All ranks call this together; what it returns is true of the first."""
+        """Was it written? All ranks call this together, and the first knows. A step is saved once."""
         step = trainer.global_step
-        if self.saved == step:
-            return True
-        trainer.save_checkpoint(self.folder / f"step-{step:08d}.ckpt")
-        self._losses.clear()
-        if not trainer.is_global_zero:
-            return True
-        if self.files.failure is not None:
-            before = "the one before stays" if any(_checkpoints(self.folder)) else "there is none yet"
-            self.say(f"no checkpoint at step {step} ({self.files.failure}): {before}, and training goes on")
-            return False
-        self.saved = step
-        keep_last_and_best(self.folder, self.keep)
-        return True
+        if step != self.saved:
+            self.saved = step
+            trainer.save_checkpoint(self.folder / f"step-{step:08d}.ckpt")
+            self._losses.clear()
+            if trainer.is_global_zero:
+                self._tidy(step)
+        return self.files.failure is None
+
+    def _tidy(self, step: int) -> None:
+        if self.files.failure is None:
+            keep_last_and_best(self.folder, self.keep)
+            return
+        before = "the one before stays" if _checkpoints(self.folder) else "there is none yet"
+        self.say(f"no checkpoint at step {step} ({self.files.failure}): {before}, and training goes on")
 
 
 class _HashingFile:

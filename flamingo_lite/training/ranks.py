@@ -79,10 +79,12 @@ def started_ranks(config: TrainerConfig) -> Ranks | None:
         return _checked(ranks, config, "torchrun")
     if int(os.environ.get("SLURM_STEP_NUM_TASKS", "1")) > 1:
         nodes = int(os.environ.get("SLURM_STEP_NUM_NODES", "1"))
+        devices = int(os.environ["SLURM_STEP_NUM_TASKS"]) // nodes
+        # Lightning asks for it by name, also where srun was told of all tasks together.
+        os.environ.setdefault("SLURM_NTASKS_PER_NODE", str(devices))
         # Requeueing is ours (interrupts.py): Lightning's would write a checkpoint of its own.
         environment = SLURMEnvironment(auto_requeue=False)
-        ranks = Ranks(int(os.environ["SLURM_STEP_NUM_TASKS"]) // nodes, nodes, environment)
-        return _checked(ranks, config, "srun")
+        return _checked(Ranks(devices, nodes, environment), config, "srun")
     if config.nodes > 1:
         raise FlamingoError(
             f"trainer.nodes is {config.nodes}, but nothing has started a process on each; start it with torchrun "

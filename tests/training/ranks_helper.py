@@ -20,11 +20,14 @@ def free_port() -> int:
         return probe.getsockname()[1]
 
 
-def start(ranks: int, function: Callable[..., None], *arguments: Any, log: Path | None = None) -> list[BaseProcess]:
+def start(
+    ranks: int, function: Callable[..., None], *arguments: Any, log: Path | None = None
+) -> list[BaseProcess]:
     """`function(*arguments)` in `ranks` processes that find themselves as torchrun's would."""
     port = free_port()
     processes = [
-        CONTEXT.Process(target=_rank, args=(rank, ranks, port, function, arguments, log)) for rank in range(ranks)
+        CONTEXT.Process(target=_rank, args=(rank, ranks, port, function, arguments, log))
+        for rank in range(ranks)
     ]
     for process in processes:
         process.start()
@@ -43,7 +46,12 @@ def run(ranks: int, function: Callable[..., None], *arguments: Any) -> None:
 
 
 def _rank(
-    rank: int, ranks: int, port: int, function: Callable[..., None], arguments: tuple[Any, ...], log: Path | None
+    rank: int,
+    ranks: int,
+    port: int,
+    function: Callable[..., None],
+    arguments: tuple[Any, ...],
+    log: Path | None,
 ) -> None:
     import torch
 

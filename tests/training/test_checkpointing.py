@@ -119,7 +119,9 @@ def test_a_run_keeps_the_last_checkpoints_and_their_mean_losses(recipe: Recipe, 
     assert (folder / "step-00000006.ckpt").exists() and len(list(folder.glob("*.ckpt"))) <= 3
 
 
-def test_the_composed_config_is_in_the_run_folder_and_in_the_checkpoint(recipe: Recipe, tmp_path: Path) -> None:
+def test_the_composed_config_is_in_the_run_folder_and_in_the_checkpoint(
+    recipe: Recipe, tmp_path: Path
+) -> None:
     run_stage(recipe(tmp_path / "run"))
     checkpoint = torch.load(tmp_path / "run" / "checkpoints" / "step-00000006.ckpt", weights_only=True)
     assert checkpoint["config"] == (tmp_path / "run" / "config.yaml").read_text()

@@ -1,14 +1,11 @@
 """Many processes train as one: equal losses, nothing frozen moves, no collective too many, no hang."""
 
-import json
 from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 
 from flamingo_lite.checkpoints.io import load
-from flamingo_lite.config import Config
 from flamingo_lite.models.build import build
 from flamingo_lite.models.policy import frozen_sha256
 from flamingo_lite.training.callbacks import read_metrics
@@ -22,7 +19,9 @@ def losses(output: Path) -> list[float]:
 
 
 @pytest.fixture(scope="module")
-def trained(tmp_path_factory: pytest.TempPathFactory, model_config: dict[str, Any], shards: Path) -> dict[str, Path]:
+def trained(
+    tmp_path_factory: pytest.TempPathFactory, model_config: dict[str, Any], shards: Path
+) -> dict[str, Path]:
     """The same 20 steps on one process, and on two under either strategy, by name."""
     folder = tmp_path_factory.mktemp("trained")
     recipe = Recipe(model_config, shards, stage={"steps": 20, "samples": 1, "checkpoint_every": 100})
@@ -41,6 +40,8 @@ def test_fsdp2_has_the_losses_of_ddp(trained: dict[str, Path]) -> None:
 
 
 @pytest.mark.parametrize("name", ["ddp", "fsdp2"])
-def test_frozen_parts_are_untouched(trained: dict[str, Path], model_config: dict[str, Any], name: str) -> None:
+def test_frozen_parts_are_untouched(
+    trained: dict[str, Path], model_config: dict[str, Any], name: str
+) -> None:
     model, _ = load(trained[name] / "flamingo")
     assert frozen_sha256(model) == frozen_sha256(build(model_config))
