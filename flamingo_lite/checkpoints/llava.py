@@ -20,6 +20,7 @@ from flamingo_lite.image_transform import ImageTransform
 from flamingo_lite.models.configuration import VisionLanguageConfig
 from flamingo_lite.models.connector import ConnectorConfig
 from flamingo_lite.models.fusion import FusionConfig
+from flamingo_lite.models.head import has_plain_head
 from flamingo_lite.models.model import VisionLanguageModel
 from flamingo_lite.models.vision import VisionConfig, VisionTower, tower_to_dict, vision_tower
 from flamingo_lite.processing import VisionLanguageProcessor
@@ -165,7 +166,7 @@ def their_config(model: VisionLanguageModel) -> LlavaConfig:
     _check_connector(connector, model)
     text = parts.exported_language_config(config)
     head: Any = model.language.get_output_embeddings()
-    if not model.has_plain_head or getattr(head, "bias", None) is not None:
+    if not has_plain_head(model.language) or getattr(head, "bias", None) is not None:
         raise refuse(
             NAME, "language", text.model_type, "language models whose head is one matrix without a bias"
         )

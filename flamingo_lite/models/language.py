@@ -32,12 +32,6 @@ from transformers import (
 from flamingo_lite.errors import FlamingoError, first_line
 from flamingo_lite.models.parts import backbone_directory, check_loading_info, on_meta_device, written_config
 
-HEAD_POST_PROCESSING = (
-    "final_logit_softcapping", "logit_scale", "logits_scaling", "lm_head_multiplier", "logits_soft_cap",
-)  # fmt: skip
-"""Config fields of families that do more than one linear map between hidden states and logits."""
-
-
 LOADING_ERRORS = (
     OSError, ValueError, KeyError, TypeError, RuntimeError, ImportError, SafetensorError, StrictDataclassError,
 )  # fmt: skip
@@ -181,13 +175,6 @@ def context_length(config: PretrainedConfig) -> int | None:
 def accepted_arguments(language: PreTrainedModel) -> frozenset[str]:
     """The names in the LM's forward signature: MPT and BLOOM take no position_ids, for one."""
     return frozenset(inspect.signature(type(language).forward).parameters)
-
-
-def has_plain_head(language: PreTrainedModel) -> bool:
-    """Are logits one linear map of the hidden states? If not, only the LM's own forward computes them."""
-    config = language.config.get_text_config()
-    scales = (getattr(config, name, None) for name in HEAD_POST_PROCESSING)
-    return language.get_output_embeddings() is not None and all(scale in (None, 1, 1.0) for scale in scales)
 
 
 def add_new_rows(language: PreTrainedModel, first: int, count: int) -> None:

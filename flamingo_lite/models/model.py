@@ -7,6 +7,7 @@ patches, n media tokens per image, d width, v vocabulary.
 from __future__ import annotations
 
 import copy
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
@@ -28,11 +29,8 @@ from flamingo_lite.models.connector import ConnectorConfig, build_connector
 from flamingo_lite.models.cross_fusion import leave_whole_layers_to_their_forward
 from flamingo_lite.models.decoding import check_assistant, check_decoding
 from flamingo_lite.models.fusion import FusionConfig, build_fusion
-from flamingo_lite.models.language import (
-    accepted_arguments,
-    add_new_rows,
-    has_plain_head,
-)
+from flamingo_lite.models.head import head_of, head_parameters
+from flamingo_lite.models.language import accepted_arguments, add_new_rows
 from flamingo_lite.models.packing import packed_masks
 from flamingo_lite.models.parts import (
     CACHE,
@@ -46,8 +44,17 @@ from flamingo_lite.models.upload import upload
 from flamingo_lite.models.vision import VisionEncoder, VisionTower
 from flamingo_lite.nn.cache import Media, MediaCache
 from flamingo_lite.nn.gated import gate_value
-from flamingo_lite.nn.loss import next_token_loss
+from flamingo_lite.nn.loss import chunk_rows, next_token_loss
 from flamingo_lite.nn.masks import check_media_index, first_images, packed_positions
+
+
+@dataclass
+class VisionLanguageOutput(CausalLMOutputWithPast):
+    """What the language model gives, and `token_losses` (b t): the cross-entropy of each label, 0 where nothing is
+    trained, detached.
+    """
+
+    token_losses: Tensor | None = None
 
 
 class VisionLanguageModel(PreTrainedModel, GenerationMixin):
@@ -100,7 +107,6 @@ class VisionLanguageModel(PreTrainedModel, GenerationMixin):
         # Some configs (MPT's) switch the cache off, and generation without it is quadratic.
         self.generation_config.use_cache = True
         self.accepted = accepted_arguments(self.language)
-        self.has_plain_head = has_plain_head(self.language)
         self.post_init()
         apply_policy(self, config.policy)
 
@@ -148,13 +154,15 @@ class VisionLanguageModel(PreTrainedModel, GenerationMixin):
         use_cache: bool | None = None,
         logits_to_keep: int | Tensor = 0,
         num_items: Tensor | int | None = None,
+        loss_weights: Tensor | None = None,
         **kwargs: Any,
-    ) -> CausalLMOutputWithPast:
+    ) -> VisionLanguageOutput:
         """`.loss` and `.logits` (b t v); the fields of `Batch` are described in design.md, section 4.
 
-        In training with labels the loss is computed in chunks and `.logits` is None. `num_items`: the number
-        of trained tokens to divide the summed loss by, over all ranks and accumulation steps; by default this
-        batch's. `media`: images encoded before, in place of `pixel_values`. Raises FlamingoError for a media
+        In training with labels the loss is computed in chunks and `.logits` is None. `loss_weights` (b t) of the
+        labels: the loss is sum(weight * cross-entropy) / `num_items`, the number of trained tokens over all ranks and
+        accumulation steps; by default the sum of this batch's weights, or its number of trained tokens.
+        `media`: images encoded before, in place of `pixel_values`. Raises FlamingoError for a media
         index or `<image>` marks that do not fit the images, and for packing where the language model cannot
         keep documents apart.
         """
@@ -176,15 +184,20 @@ class VisionLanguageModel(PreTrainedModel, GenerationMixin):
         }
         inputs, reading = self.fuse(inputs, seen)
         with reading:
-            if labels is not None and self.training and self.has_plain_head:
+            if labels is not None and self.training and (head := head_of(self.language)) is not None:
                 hidden = self.language.base_model(**inputs).last_hidden_state
-                head: Any = self.language.get_output_embeddings()  # not None: it has a plain head
-                return CausalLMOutputWithPast(loss=next_token_loss(hidden, labels, head, num_items))
+                chunk = chunk_rows(self.config.text_config.get_text_config().vocab_size)
+                loss, token_losses = next_token_loss(
+                    hidden, labels, head, num_items, loss_weights, head_parameters(self.language), chunk
+                )
+                return VisionLanguageOutput(loss=loss, token_losses=token_losses)
             if "logits_to_keep" in self.accepted:
                 inputs["logits_to_keep"] = logits_to_keep
-            out = self.language(**inputs)
+            out: Any = self.language(**inputs)
         if labels is not None:
-            out.loss = next_token_loss(out.logits, labels, nn.Identity(), num_items)
+            out.loss, out["token_losses"] = next_token_loss(
+                out.logits, labels, nn.Identity(), num_items, loss_weights
+            )
         return out
 
     def encode_images(self, pixel_values: Tensor, *text: Tensor) -> Tensor:

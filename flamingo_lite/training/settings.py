@@ -21,21 +21,27 @@ RESUME = ("auto", "never")
 
 @dataclass
 class StageConfig:
-    """What is learned: for how long, from how many documents a step, by which optimizer.
+    """What is learned: for how long, from how many rows a step, by which optimizer.
 
-    `start`: a saved model to continue from, instead of one built from the model's config. `max_length`:
-    documents are cut there (by default at the language model's context). `pack`: the documents of a batch share
-    rows, so that little is padding; refused by name where the language model cannot keep them apart.
+    `batch_size`: rows of one optimizer step, over all devices and accumulated batches; a row is a document, or several
+    where they are packed. `epochs`: how often each document comes, in place of `steps`; not with weighted sources.
+    `start`: a saved model to continue from, instead of one built from the model's config. `max_length`: documents are
+    cut there (by default at the language model's context), and packed rows are that long. `pack`: documents share
+    rows, so that little is padding; refused by name where the language model cannot keep them apart. `pack_window`:
+    consecutive documents that are packed together; `images_per_row`: at most (by default without limit).
     `samples`: how many documents the trained model continues for the table in W&B. `keep`: how many of the last
     checkpoints stay, beside the one of the lowest loss. `max_skipped_steps`: a step whose loss or gradient is no
     number is skipped; one more than these stops the run.
     """
 
     steps: int = 300
+    epochs: int | None = None
     batch_size: int = 32
     max_length: int | None = None
     start: str | None = None
     pack: bool = False
+    pack_window: int = 1024
+    images_per_row: int | None = None
     log_every: int = 10
     checkpoint_every: int = 100
     keep: int = 2
@@ -44,9 +50,12 @@ class StageConfig:
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
 
     def __post_init__(self) -> None:
-        for name in ("steps", "batch_size", "log_every", "checkpoint_every", "keep"):
-            if getattr(self, name) < 1:
-                raise FlamingoError(f"stage.{name} is {getattr(self, name)}; expected 1 or more")
+        for name in (
+            *("steps", "epochs", "batch_size", "max_length", "pack_window", "images_per_row"),
+            *("log_every", "checkpoint_every", "keep"),
+        ):
+            if (value := getattr(self, name)) is not None and value < 1:
+                raise FlamingoError(f"stage.{name} is {value}; expected 1 or more")
         if self.max_skipped_steps < 0:
             raise FlamingoError(f"stage.max_skipped_steps is {self.max_skipped_steps}; expected 0 or more")
 
@@ -55,8 +64,8 @@ class StageConfig:
 class TrainerConfig:
     """Where and how it runs. `threads`: 0 = one per core; `workers`: processes that prepare batches.
 
-    A step takes `accumulate` batches of stage.batch_size documents each. `devices`: of each node, one process
-    each; 0 = as many as torchrun or srun has started, else one. `strategy`: "ddp" (every device holds the model),
+    A step's rows go through each device in `accumulate` equal parts, one after the other. `devices`: of each node, one
+    process each; 0 = as many as torchrun or srun has started, else one. `strategy`: "ddp" (every device holds the model),
     "fsdp2" (every device holds its share of each layer); "auto" is ddp where there are several. `timeout_minutes`:
     how long ranks wait for each other before the run ends.
     """

@@ -206,10 +206,11 @@ def test_the_loss_of_training_is_that_of_the_full_logits(joined: VisionLanguageM
     batch = two_rows()
     labels = batch["input_ids"].masked_fill(batch["input_ids"] == FIRST_NEW, -100)
     model = without_dropout(copy.deepcopy(joined)).train()
-    loss = model(**batch, labels=labels).loss
-    loss.backward()
+    out = model(**batch, labels=labels)
+    assert out.logits is None
+    out.loss.backward()
     assert [n for n, p in model.named_parameters() if p.requires_grad and p.grad is None] == []
-    torch.testing.assert_close(loss, model.eval()(**batch, labels=labels).loss)
+    torch.testing.assert_close(out.loss, model.eval()(**batch, labels=labels).loss)
 
 
 def test_of_the_embeddings_only_the_new_rows_train(

@@ -8,12 +8,14 @@ from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 from transformers import AutoModelForCausalLM
 
 from flamingo_lite.batch import Batch
+from flamingo_lite.data.packing import pack
 from flamingo_lite.document import Document, Image, Text
 from flamingo_lite.errors import FlamingoError
 from flamingo_lite.models.build import build
@@ -169,7 +171,8 @@ def test_packing_keeps_documents_apart(
 ) -> None:
     documents = [make(segments, image_of) for segments in layouts]
     apart = logits_of(either, processor(documents, padding_side="right"))
-    batch = processor.collate(processor.encode_all(documents), pack=True)
+    encoded = processor.encode_all(documents)
+    batch = processor.collate(encoded, places=pack([len(document) for document in encoded]))
     with torch.no_grad():
         packed = either(**batch).logits
     assert batch.segment_ids is not None
@@ -182,7 +185,8 @@ def test_positions_restart_in_packed_rows_that_bring_none(
     model: VisionLanguageModel, processor: VisionLanguageProcessor, image_of: Callable[[int], Image]
 ) -> None:
     documents = [make([0, "abcdef", 1, "bc"], image_of), make(["a", 2], image_of), make(["bc"], image_of)]
-    batch = processor.collate(processor.encode_all(documents), pack=True)
+    encoded = processor.encode_all(documents)
+    batch = processor.collate(encoded, places=pack([len(document) for document in encoded]))
     with torch.no_grad():
         given, derived = (model(**fields).logits for fields in (batch, {**batch, "position_ids": None}))
     assert torch.equal(given[batch.attention_mask], derived[batch.attention_mask])
@@ -275,6 +279,24 @@ def test_num_items_divides_the_summed_loss(
     trained = int((batch.labels[:, 1:] != -100).sum())
     by_default, by_ten = model.train()(**batch).loss, model(**batch, num_items=10).loss
     torch.testing.assert_close(by_default * trained, by_ten * 10)
+
+
+@pytest.mark.parametrize("is_training", [True, False])
+def test_the_loss_is_the_weighted_mean_of_the_token_losses(
+    model: VisionLanguageModel,
+    processor: VisionLanguageProcessor,
+    image_of: Callable[[int], Image],
+    is_training: bool,
+) -> None:
+    batch = processor([make([0, "ab"], image_of), make(["cde"], image_of)], complete=True)
+    weights = torch.rand(batch.labels.shape)
+    out = model.train(is_training)(**batch, loss_weights=weights)
+    is_trained = F.pad(batch.labels[:, 1:] != -100, (1, 0))
+    assert torch.equal(out.token_losses > 0, is_trained)
+    expected = (out.token_losses * weights)[is_trained].sum() / weights[is_trained].sum()
+    torch.testing.assert_close(out.loss, expected)
+    by_ten = model(**batch, loss_weights=weights, num_items=10).loss
+    torch.testing.assert_close(by_ten * 10, (out.token_losses * weights)[is_trained].sum())
 
 
 def test_media_that_does_not_fit_is_refused(

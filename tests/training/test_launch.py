@@ -12,7 +12,7 @@ import pytest
 
 from flamingo_lite.errors import FlamingoError, Interrupted
 from flamingo_lite.training.launch import supervise
-from flamingo_lite.training.ranks import Ranks, started_ranks
+from flamingo_lite.training.ranks import started_ranks
 from flamingo_lite.training.settings import TrainerConfig
 
 SLEEP = "import time; time.sleep(60)"
@@ -24,7 +24,11 @@ def python(code: str) -> list[str]:
 
 def test_each_rank_finds_torchruns_variables(tmp_path: Path) -> None:
     names = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "GROUP_RANK", "MASTER_ADDR")
-    code = f"import os; open(os.path.join({str(tmp_path)!r}, os.environ['RANK']), 'w').write(' '.join(os.environ[n] for n in {names!r}))"
+    code = (
+        "import os, pathlib\n"
+        f"found = ' '.join(os.environ[name] for name in {names!r})\n"
+        f"pathlib.Path({str(tmp_path)!r}, os.environ['RANK']).write_text(found)"
+    )
     supervise([python(code)] * 2)
     assert [(tmp_path / str(rank)).read_text() for rank in (0, 1)] == [
         f"{rank} {rank} 2 2 0 127.0.0.1" for rank in (0, 1)
@@ -72,8 +76,18 @@ def test_sigterm_reaches_the_ranks_and_what_they_answer_is_kept(tmp_path: Path) 
 
 
 def test_a_rank_does_not_outlive_its_supervisor(tmp_path: Path) -> None:
-    rank = f"from flamingo_lite.training.launch import leave_with_supervisor as l; import os, time, pathlib; l(); pathlib.Path({str(tmp_path)!r}, 'pid').write_text(str(os.getpid())); time.sleep(60)"
-    outer = f"import sys; from flamingo_lite.training.launch import supervise; supervise([[sys.executable, '-c', {rank!r}]])"
+    rank = (
+        "import os, pathlib, time\n"
+        "from flamingo_lite.training.launch import leave_with_supervisor\n"
+        "leave_with_supervisor()\n"
+        f"pathlib.Path({str(tmp_path)!r}, 'pid').write_text(str(os.getpid()))\n"
+        "time.sleep(60)"
+    )
+    outer = (
+        "import sys\n"
+        "from flamingo_lite.training.launch import supervise\n"
+        f"supervise([[sys.executable, '-c', {rank!r}]])"
+    )
     process = subprocess.Popen(python(outer))
     pid = tmp_path / "pid"
     deadline = time.monotonic() + 30
@@ -116,5 +130,6 @@ def test_several_nodes_need_a_launcher() -> None:
 
 
 def test_alone_there_is_one_rank_and_several_devices_are_to_be_launched() -> None:
-    assert started_ranks(TrainerConfig()) == Ranks() or started_ranks(TrainerConfig()) is not None
+    alone = started_ranks(TrainerConfig())
+    assert alone is not None and (alone.number, alone.rank) == (1, 0)
     assert started_ranks(TrainerConfig(devices=2)) is None

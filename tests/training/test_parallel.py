@@ -26,8 +26,8 @@ def trained(
     folder = tmp_path_factory.mktemp("trained")
     recipe = Recipe(model_config, shards, stage={"steps": 20, "samples": 1, "checkpoint_every": 100})
     run_stage(recipe(folder / "one", batch_size=4))
-    ranks_helper.run(2, run_stage, recipe(folder / "ddp", batch_size=2, strategy="ddp"))
-    ranks_helper.run(2, run_stage, recipe(folder / "fsdp2", batch_size=2, strategy="fsdp2"))
+    ranks_helper.run(2, run_stage, recipe(folder / "ddp", batch_size=4, strategy="ddp"))
+    ranks_helper.run(2, run_stage, recipe(folder / "fsdp2", batch_size=4, strategy="fsdp2"))
     return {name: folder / name for name in ("one", "ddp", "fsdp2")}
 
 

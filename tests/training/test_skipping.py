@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from safetensors.torch import load_file, save_file
 from flamingo_lite.errors import FlamingoError
 from flamingo_lite.training.callbacks import read_metrics
 from flamingo_lite.training.ranks import Ranks
+from flamingo_lite.training.sharding import local
 from flamingo_lite.training.skipping import Part, SkippedSteps, culprits
 from flamingo_lite.training.stages import run_stage
 from tests.training import ranks_helper
@@ -46,9 +48,9 @@ class Trained(lightning.Callback):
         self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         if trainer.global_step in (self.step - 1, self.step):
-            state = {n: p.detach().clone() for n, p in pl_module.named_parameters() if p.requires_grad}
+            state = {n: local(p.detach()).clone() for n, p in pl_module.named_parameters() if p.requires_grad}
             for number, moments in trainer.optimizers[0].state_dict()["state"].items():
-                state |= {f"moment/{number}/{name}": value.clone() for name, value in moments.items()}
+                state |= {f"moment/{number}/{name}": local(value).clone() for name, value in moments.items()}
             save_file(state, self.folder / f"{trainer.global_step}.safetensors")
 
 
@@ -94,7 +96,10 @@ def test_more_skipped_steps_than_allowed_stop_the_run_with_the_file_of_samples(
 
 
 def run_spoilt(config: Any, step: int, rank: int, folder: Path) -> None:
-    run_stage(config, callbacks=[Spoil(step, rank=rank), *([Trained(step, folder)] if rank == 1 else [])])
+    run_stage(
+        config,
+        callbacks=[Spoil(step, rank=rank), *([Trained(step, folder)] if os.environ["RANK"] == "1" else [])],
+    )
 
 
 @pytest.mark.parametrize("strategy", ["ddp", "fsdp2"])
@@ -105,6 +110,8 @@ def test_all_ranks_skip_the_step_of_which_one_rank_made_no_number(
     ranks_helper.run(2, run_spoilt, recipe(output, strategy=strategy), 3, 1, tmp_path)
     [line] = skips(output)
     assert [part["rank"] for part in line["parts"]] == [1]
+    before, after = (load_file(tmp_path / f"{step}.safetensors") for step in (2, 3))
+    assert before and all(torch.equal(before[name], after[name]) for name in before)
     losses = [row["loss"] for row in read_metrics(output / "metrics.csv")]
     assert [math.isfinite(loss) for loss in losses] == [True, True, False, True, True, True]
 
@@ -112,9 +119,7 @@ def test_all_ranks_skip_the_step_of_which_one_rank_made_no_number(
 def test_where_only_the_gradient_is_no_number_every_part_is_suspect() -> None:
     parts = [Part(1.0, ["a"]), Part(2.0, ["b"])]
     assert culprits(parts) == parts
-    assert culprits([*parts, Part(NAN, ["c"])]) == [Part(float("nan"), ["c"])] or culprits(
-        [*parts, Part(NAN, ["c"])]
-    )[0].samples == ["c"]
+    assert [part.samples for part in culprits([*parts, Part(NAN, ["c"])])] == [["c"]]
 
 
 def test_the_limit_counts_from_one_run_to_the_next(tmp_path: Path) -> None:
