@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 
 from flamingo_lite.checkpoints.atomic import whole_directory
@@ -12,6 +13,7 @@ from flamingo_lite.checkpoints.llava import LLAVA
 from flamingo_lite.checkpoints.llava_original import LLAVA_ORIGINAL
 from flamingo_lite.checkpoints.openflamingo import OPENFLAMINGO
 from flamingo_lite.errors import FlamingoError
+from flamingo_lite.models.adapters import adapters_of, merge_adapters
 from flamingo_lite.models.configuration import VisionLanguageConfig
 from flamingo_lite.models.model import VisionLanguageModel
 from flamingo_lite.names import check_choice
@@ -56,7 +58,8 @@ def export(
     directory: str | Path,
     format: str,
 ) -> Path:
-    """Writes `directory` in one step, so that the format's own class loads it; replaces one that is there.
+    """Writes `directory` in one step, so that the format's own class loads it; replaces one that is there. Adapters
+    are merged into the weights, in a copy.
 
     Raises FlamingoError that names the field in the way where the format cannot express the model's config.
     """
@@ -64,6 +67,9 @@ def export(
     write = FORMATS[format].export
     if write is None:
         raise FlamingoError(f"{format} can be read, not written")
+    if adapters_of(model):
+        model = copy.deepcopy(model)
+        merge_adapters(model)
     with whole_directory(Path(directory)) as temporary:
         write(model, processor, temporary)
     return Path(directory)

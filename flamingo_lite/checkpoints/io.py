@@ -18,6 +18,7 @@ from flamingo_lite.checkpoints.foreign import one_line, read_json
 from flamingo_lite.checkpoints.formats import FORMATS, format_of
 from flamingo_lite.checkpoints.openflamingo_parts import download
 from flamingo_lite.errors import FlamingoError
+from flamingo_lite.models.adapters import adapters_of, insert_adapters
 from flamingo_lite.models.build import build, model_config_from
 from flamingo_lite.models.configuration import VisionLanguageConfig
 from flamingo_lite.models.model import VisionLanguageModel
@@ -116,7 +117,8 @@ def _manifest(model: VisionLanguageModel) -> dict[str, Any]:
                 "save the whole model"
             )
         frozen[part] = {**source, "sha256": sha256}
-    return {"format": FORMAT, "model": sources, "policy": model.config.policy, "frozen": frozen}
+    trains = {"policy": model.config.policy, "adapters": model.config.adapters}
+    return {"format": FORMAT, "model": sources, **trains, "frozen": frozen}
 
 
 def _load_training_checkpoint(directory: Path) -> VisionLanguageModel:
@@ -125,7 +127,7 @@ def _load_training_checkpoint(directory: Path) -> VisionLanguageModel:
         raise FlamingoError(
             f"{directory / MANIFEST} is of format {manifest.get('format')!r}, expected {FORMAT!r}"
         )
-    model = _rebuild(manifest["model"], manifest.get("policy", {}))
+    model = _rebuild(manifest["model"], manifest.get("policy", {}), manifest.get("adapters", []))
     found = frozen_sha256(model)
     for part, recorded in manifest.get("frozen", {}).items():
         if found.get(part) != recorded.get("sha256"):
@@ -145,12 +147,16 @@ def _load_training_checkpoint(directory: Path) -> VisionLanguageModel:
     return model
 
 
-def _rebuild(sources: dict[str, Any], policy: dict[str, str]) -> VisionLanguageModel:
+def _rebuild(
+    sources: dict[str, Any], policy: dict[str, Any], adapters: list[dict[str, Any]]
+) -> VisionLanguageModel:
     """The model before training: of the foreign checkpoint that it was read from, or built from its parts."""
-    if "checkpoint" not in sources:
-        return build(model_config_from({**sources, "policy": policy}))
-    model = load_model(sources["checkpoint"]["name"])
-    model.config.policy = policy
+    if "checkpoint" in sources:
+        model = load_model(sources["checkpoint"]["name"])
+    else:
+        model = build(model_config_from({**sources, "policy": {}}))
+    model.config.policy, model.config.adapters = policy, adapters
+    insert_adapters(model, adapters_of(model))
     apply_policy(model, policy)
     return model
 

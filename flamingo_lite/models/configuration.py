@@ -14,7 +14,7 @@ class VisionLanguageConfig(PretrainedConfig):
 
     `text_config.vocab_size` counts the new rows (prompt lookup and beam search index logits by it), while
     `base_vocab_size` is that of the language model as it came. `sources` is the model config that `build` was
-    given: names, revisions, weights.
+    given: names, revisions, weights. `adapters`: which linear maps have one beside them (models/adapters.py).
     """
 
     model_type = "flamingo_lite"
@@ -27,7 +27,8 @@ class VisionLanguageConfig(PretrainedConfig):
         vision_tower: dict[str, Any] | None = None,
         connector: dict[str, Any] | None = None,
         fusion: dict[str, Any] | None = None,
-        policy: dict[str, str] | None = None,
+        policy: dict[str, Any] | None = None,
+        adapters: list[dict[str, Any]] | None = None,
         sources: dict[str, Any] | None = None,
         image_token_id: int = 0,
         first_new_token: int = 0,
@@ -50,6 +51,7 @@ class VisionLanguageConfig(PretrainedConfig):
         self.connector = connector or {}
         self.fusion = fusion or {}
         self.policy = policy or {}
+        self.adapters = adapters or []
         self.sources = sources or {}
         self.image_token_id = image_token_id
         self.first_new_token = first_new_token

@@ -104,9 +104,11 @@ class _ChunkedLoss(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, of_loss: Tensor, _: Tensor) -> tuple[Any, ...]:
+    def backward(ctx: Any, *grad_outputs: Any) -> Any:  # pyrefly: ignore[bad-override]  # the decorator hides `static`
         # In place, for a gradient of the output matrix is as large as the matrix.
-        of_states, *gradients = (g if g is None else g.mul_(of_loss / SCALE) for g in ctx.saved_tensors)
+        of_states, *gradients = (
+            g if g is None else g.mul_(grad_outputs[0] / SCALE) for g in ctx.saved_tensors
+        )
         return of_states, None, None, None, None, None, *gradients
 
 

@@ -16,15 +16,23 @@ from omegaconf import OmegaConf
 
 from flamingo_lite.errors import FlamingoError
 from flamingo_lite.evaluation.results import write_atomically
-from flamingo_lite.training.checkpointing import FOLDER, Say, latest_checkpoint, read_record
+from flamingo_lite.training.checkpointing import (
+    FOLDER,
+    Say,
+    VerifiedCheckpointIO,
+    latest_checkpoint,
+    read_record,
+)
 from flamingo_lite.training.rejects import REJECTS, drop_rejects_after
 from flamingo_lite.training.settings import MODEL, TrainingConfig
 from flamingo_lite.training.skipping import FILE as SKIPPED_FILE
-from flamingo_lite.training.tracking import forget_run
+from flamingo_lite.training.tracking import WANDB_RUN, forget_run, remember_run
 
 METRICS = "metrics.csv"
 CONFIG = "config.yaml"
 SUMMARY = "training.json"
+DEFINING = ("precision", "frozen_dtype", "compile")
+"""What of the trainer changes the numbers."""
 
 
 @dataclass(frozen=True)
@@ -53,6 +61,7 @@ def begin(config: TrainingConfig, defining: Mapping[str, Any], say: Say) -> Begi
         _clear(output)
     else:
         drop_rejects_after(output, record.step)
+        remember_run(output, VerifiedCheckpointIO().load_checkpoint(checkpoint).get(WANDB_RUN))
     write_summary(output, {"finished": False, "identity": defining})
     write_atomically(output / CONFIG, as_yaml(config).encode())
     return Beginning(checkpoint=checkpoint, step=record.step if record else 0)
@@ -82,7 +91,7 @@ def identity(config: TrainingConfig, shards: Mapping[str, str]) -> dict[str, Any
         "model": dataclasses.asdict(config.model),
         "stage": {name: value for name, value in stage.items() if name not in silent},
         "seed": config.seed,
-        "trainer": {"precision": config.trainer.precision},
+        "trainer": {name: getattr(config.trainer, name) for name in DEFINING},
         "data": {
             "shuffle_shards": config.data.shuffle_shards,
             "draft": config.data.draft,

@@ -5,16 +5,21 @@ early, and a restored loader state would be lost.
 """
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import partial
+from typing import Any
 
 import torch
 from torch import nn
 
 from flamingo_lite.errors import FlamingoError
+from flamingo_lite.models.policy import decide
 
 # Learned vectors that stand for something (queries, embeddings, positions) have no reason to shrink to 0.
 UNDECAYED = ("latents", "new_rows", "embed", "position")
+
+KINDS = ("matrices", "vectors", "gates")
 
 
 @dataclass
@@ -54,8 +59,11 @@ def learning_rate_factor(step: int, steps: int, warmup_steps: int, final_fractio
     return final_fraction + (1 - final_fraction) * 0.5 * (1 + math.cos(math.pi * done))
 
 
-def parameter_groups(model: nn.Module, config: OptimizerConfig) -> list[dict[str, object]]:
-    """The trainable parameters in three groups: decayed matrices, undecayed rest, gates.
+def parameter_groups(
+    model: nn.Module, config: OptimizerConfig, policy: Mapping[str, Any] | None = None
+) -> list[dict[str, object]]:
+    """The trainable parameters in groups: decayed matrices, undecayed rest, gates, and these again for each entry of
+    the policy that has a learning rate or a weight decay of its own.
 
     Norms, biases and gates are vectors or scalars; latents and embedding rows are matrices and go by name.
     Errors: `FlamingoError` when nothing is trainable.
@@ -65,25 +73,35 @@ def parameter_groups(model: nn.Module, config: OptimizerConfig) -> list[dict[str
         raise FlamingoError(
             "no parameter is trainable under this policy; expected at least one: see model.policy"
         )
-    gates = [p for name, p in trainable if _is_gate(name, p)]
-    matrices = [p for name, p in trainable if not _is_gate(name, p) and _decays(name, p)]
-    vectors = [p for name, p in trainable if not _is_gate(name, p) and not _decays(name, p)]
-    rate = config.learning_rate
-    groups: list[dict[str, object]] = [
-        {"name": "matrices", "params": matrices, "lr": rate, "weight_decay": config.weight_decay},
-        {"name": "vectors", "params": vectors, "lr": rate, "weight_decay": 0.0},
-        {"name": "gates", "params": gates, "lr": rate * config.gate_factor, "weight_decay": 0.0},
-    ]
-    return [group for group in groups if group["params"]]
+    decisions = decide(model, policy) if policy else {}
+    groups: dict[tuple[str, str], dict[str, Any]] = {}
+    for name, parameter in trainable:
+        kind = "gates" if _is_gate(name, parameter) else "matrices" if _decays(name, parameter) else "vectors"
+        decision = decisions.get(name)
+        rate, decay, owner = config.learning_rate, config.weight_decay, ""
+        if decision is not None and (decision.entry.learning_rate, decision.entry.weight_decay) != (
+            None,
+            None,
+        ):
+            owner = f"{decision.pattern} "
+            rate = rate if decision.entry.learning_rate is None else decision.entry.learning_rate
+            decay = decay if decision.entry.weight_decay is None else decision.entry.weight_decay
+        rate *= config.gate_factor if kind == "gates" else 1.0
+        group = {"params": [], "lr": rate, "weight_decay": decay if kind == "matrices" else 0.0}
+        groups.setdefault((owner, kind), {"name": f"{owner}{kind}", **group})["params"].append(parameter)
+    return [groups[key] for key in sorted(groups, key=lambda key: (key[0], KINDS.index(key[1])))]
 
 
 def build_optimizer(
-    model: nn.Module, config: OptimizerConfig, steps: int
+    model: nn.Module, config: OptimizerConfig, steps: int, policy: Mapping[str, Any] | None = None
 ) -> tuple[torch.optim.Optimizer, torch.optim.lr_scheduler.LRScheduler]:
     """AdamW over `parameter_groups` and its schedule, to be stepped once per optimizer step."""
     first, second = config.betas
     optimizer = torch.optim.AdamW(
-        parameter_groups(model, config), lr=config.learning_rate, betas=(first, second), eps=config.epsilon
+        parameter_groups(model, config, policy),
+        lr=config.learning_rate,
+        betas=(first, second),
+        eps=config.epsilon,
     )
     factor = partial(
         learning_rate_factor,

@@ -20,12 +20,9 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from flamingo_lite.batch import IGNORED, NO_IMAGE
 from flamingo_lite.errors import FlamingoError
 from flamingo_lite.models.model import VisionLanguageModel
+from flamingo_lite.models.policy import BLOCKS, CONNECTOR, LANGUAGE, VISION
 from flamingo_lite.training.flops import FlopsByPart
 from flamingo_lite.training.live_bytes import LiveBytes
-
-VISION, CONNECTOR, BLOCKS, LANGUAGE, NEW_ROWS = PARTS = (
-    "vision encoder", "connector", "cross-attention", "language model", "new rows",
-)  # fmt: skip
 
 AUTOCAST = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}
 """The type that operations are done in under the precisions of trainer.precision that are mixed."""
@@ -110,15 +107,6 @@ def step_inputs(
     else:
         inputs["attention_mask"] = torch.ones((rows, shape.length), dtype=torch.bool)
     return inputs
-
-
-def part_of(name: str) -> str:
-    """The part of the model that a parameter belongs to."""
-    if name.rsplit(".", 1)[-1] == "new_rows":
-        return NEW_ROWS
-    if ".cross_attention." in name:
-        return BLOCKS
-    return {"vision": VISION, "connector": CONNECTOR}.get(name.split(".")[0], LANGUAGE)
 
 
 def _part_modules(model: VisionLanguageModel) -> dict[nn.Module, str]:
