@@ -149,11 +149,6 @@ class TrainingConfig:
                 "that knows its images would leave the others waiting; use trainer.strategy=ddp, or "
                 "data.features.directory=null"
             )
-        if self.trainer.strategy == "fsdp2" and self.data.features:
-            raise FlamingoError(
-                "data.features does not go with trainer.strategy=fsdp2, which encodes images inside the whole model "
-                "alone; leave one of them out"
-            )
 
 
 def torch_device(accelerator: str) -> torch.device:

@@ -195,6 +195,6 @@ def test_an_encoder_that_trains_is_refused(
 
 def test_features_under_fsdp2_are_refused(recipe: Recipe, tmp_path: Path) -> None:
     config = recipe(tmp_path, strategy="fsdp2")
-    config.data.features = FeatureCacheConfig(str(tmp_path))
+    config.data.features = FeatureCacheConfig(str(tmp_path / "features"))
     with pytest.raises(FlamingoError, match=r"data\.features does not go with trainer\.strategy=fsdp2"):
         config.__post_init__()
