@@ -24,7 +24,7 @@ from flamingo_lite.data.order import Numbers
 from flamingo_lite.data.prepared import PreparedBatch
 from flamingo_lite.data.reader import Reader, Source
 from flamingo_lite.data.shards import Shards
-from flamingo_lite.data.stores import open_store
+from flamingo_lite.data.stores import check_room, open_store
 from flamingo_lite.errors import FlamingoError
 from flamingo_lite.evaluation.results import sha256_of_json
 from flamingo_lite.processing import VisionLanguageProcessor
@@ -43,11 +43,17 @@ def source_configs(data: DataConfig) -> dict[str, SourceConfig]:
 
 
 def open_sources(data: DataConfig) -> dict[str, Shards]:
-    """The shards of each source; reads their manifests. Errors: `FlamingoError` for a source without shards."""
-    return {
+    """The shards of each source; reads their manifests.
+
+    Errors: `FlamingoError` for a source without shards, and a cache that cannot hold those read at a time.
+    """
+    opened = {
         name: Shards(open_store(source.directory, data.cache))
         for name, source in source_configs(data).items()
     }
+    read = [(shards.store, shards.manifest.shards) for shards in opened.values()]
+    check_room(data.cache, read, data.shuffle_shards)
+    return opened
 
 
 def shards_sha256(manifest: Manifest) -> str:
