@@ -12,13 +12,14 @@ from types import ModuleType
 from typing import NoReturn
 
 import flamingo_lite
-from flamingo_lite.commands import data_make, evaluate, export, plan, quickstart, report, train
+from flamingo_lite.commands import data_check, data_make, evaluate, export, plan, quickstart, report, train
 from flamingo_lite.errors import FlamingoError
 from flamingo_lite.names import unknown
 
 COMMANDS: dict[str, ModuleType] = {
     "quickstart": quickstart,
     "data make": data_make,
+    "data check": data_check,
     "train": train,
     "eval": evaluate,
     "report": report,

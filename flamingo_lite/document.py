@@ -8,6 +8,7 @@ is found by it. Its bytes are foreign, so they are decoded here and nowhere else
 import hashlib
 import io
 import struct
+import warnings
 import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -17,7 +18,7 @@ from typing import Any, overload
 
 import PIL.Image
 
-from flamingo_lite.errors import FlamingoError
+from flamingo_lite.errors import FlamingoError, SampleError, first_line
 
 IMAGE_TOKEN = "<image>"
 END_OF_CHUNK = "<|endofchunk|>"
@@ -26,6 +27,11 @@ MAX_BYTES = 128 * 2**20
 # An encoded image above this size is refused before it is read.
 MAX_PIXELS = 64_000_000
 # An image with more pixels is refused before its pixels are decoded.
+MAX_SCANS = 100
+# A JPEG with more scans is refused: each costs a pass over all pixels, and a hundred bytes.
+
+# A hostile EXIF block can make Pillow warn sixty thousand times, each time in other words.
+warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.TiffImagePlugin")
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,19 +54,22 @@ class Image:
 
     `words` says what the image shows, `name` where it came from, for messages. Neither is part of its
     identity: images are equal when their bytes are. A path is read once, when the bytes are first needed.
+    `max_pixels`: above it the image is refused before it is decoded.
     Errors: `FlamingoError` for any other source.
     """
 
-    __slots__ = ("_data", "_id", "_name", "_path", "words")
+    __slots__ = ("_data", "_id", "_max_pixels", "_name", "_path", "words")
 
     def __init__(
         self,
         source: "str | Path | bytes | PIL.Image.Image",
         words: str | None = None,
         name: str | None = None,
+        max_pixels: int = MAX_PIXELS,
     ) -> None:
         self.words = words
         self._name = name
+        self._max_pixels = max_pixels
         self._path: Path | None = None
         self._data: bytes | None = None
         self._id: str | None = None
@@ -78,7 +87,7 @@ class Image:
 
     @property
     def data(self) -> bytes:
-        """The encoded bytes. Errors: `FlamingoError` naming a path that cannot be read."""
+        """The encoded bytes. Errors: `SampleError` naming a path that cannot be read."""
         if self._data is None:
             assert self._path is not None
             self._data = _read(self._path)
@@ -98,12 +107,13 @@ class Image:
             return self._name
         return str(self._path) if self._path is not None else f"image {self.id[:12]}"
 
-    def pil(self) -> "PIL.Image.Image":
+    def pil(self, at_least: tuple[int, int] | None = None) -> "PIL.Image.Image":
         """The decoded image: RGB, upright by its EXIF orientation, transparency laid over white.
 
-        Errors: `FlamingoError` naming the image for anything that is not a whole JPEG, PNG or WebP.
+        `at_least`: see `decode_image`. Errors: `SampleError` naming the image for anything that is not a whole
+        JPEG, PNG or WebP, or is above a limit.
         """
-        return decode_image(self.data, self.name)
+        return decode_image(self.data, self.name, at_least, self._max_pixels)
 
     def __eq__(self, other: object) -> bool:
         return self.id == other.id if isinstance(other, Image) else NotImplemented
@@ -199,36 +209,47 @@ def image_format(data: bytes) -> str | None:
     return None
 
 
-def decode_image(data: bytes, name: str) -> "PIL.Image.Image":
-    """Encoded bytes to an upright RGB image. Errors: `FlamingoError` naming `name`.
+def decode_image(
+    data: bytes, name: str, at_least: tuple[int, int] | None = None, max_pixels: int = MAX_PIXELS
+) -> "PIL.Image.Image":
+    """Encoded bytes to an upright RGB image, the first one of an animation. Errors: `SampleError` naming `name`.
 
+    `at_least`: a (width, height) that the caller will shrink the image to, upright. A JPEG is then decoded at the
+    smallest of 1/1, 1/2, 1/4 and 1/8 of its size that still covers it (libjpeg's scaled inverse DCT), which costs less
+    and gives other pixels than decoding all of it; for training only. None decodes every image whole.
     Only three formats are offered to Pillow, so that its rarer decoders are never reached; the size in the
     header is checked before any pixel is decoded; a truncated file is an error, never a half-grey picture.
     """
-    if image_format(data) is None:
-        raise FlamingoError(f"{name}: not an image; expected JPEG, PNG or WebP")
+    if (kind := image_format(data)) is None:
+        raise SampleError(f"{name}: not an image; expected JPEG, PNG or WebP", "image")
+    if kind == "jpg" and (scans := data.count(b"\xff\xda")) > MAX_SCANS:
+        raise SampleError(f"{name}: a JPEG of {scans:,} scans, above the limit of {MAX_SCANS}", "image")
     try:
         with PIL.Image.open(io.BytesIO(data), formats=["JPEG", "PNG", "WEBP"]) as image:
-            if (pixels := image.width * image.height) > MAX_PIXELS:
-                raise FlamingoError(
-                    f"{name}: {pixels:,} pixels, above the limit of {MAX_PIXELS:,}; shrink it"
+            if (pixels := image.width * image.height) > max_pixels:
+                raise SampleError(
+                    f"{name}: {pixels:,} pixels, above the limit of {max_pixels:,}; shrink it", "pixels"
                 )
+            if at_least is not None:
+                image.draft(None, at_least[::-1] if _is_on_its_side(image) else at_least)
             image.load()
             return upright_rgb(image)
+    except PIL.Image.DecompressionBombError as error:
+        raise SampleError(f"{name}: {first_line(error)}; shrink it", "pixels") from error
     except _DECODING_ERRORS as error:
-        raise FlamingoError(f"{name}: not a readable image ({error or type(error).__name__})") from error
+        raise SampleError(f"{name}: not a readable image ({first_line(error)})", "image") from error
 
 
 def upright_rgb(image: "PIL.Image.Image") -> "PIL.Image.Image":
     """An image of any mode as 8-bit RGB: upright by its EXIF orientation, transparency laid over white, 16-bit
-    grey scaled."""
+    grey scaled. The image itself where it is all that already."""
     return _rgb(_upright(image))
 
 
 # What Pillow's three decoders raise on damaged files. The bomb warning is for users who make it an error.
 _DECODING_ERRORS: tuple[type[Exception], ...] = (
     OSError, SyntaxError, ValueError, TypeError, EOFError, LookupError, ArithmeticError, NotImplementedError,
-    struct.error, zlib.error, PIL.Image.DecompressionBombError, PIL.Image.DecompressionBombWarning,
+    struct.error, zlib.error, PIL.Image.DecompressionBombWarning,
 )  # fmt: skip
 
 _EXIF_ORIENTATION = 0x0112
@@ -243,16 +264,29 @@ _UPRIGHT = {
 }
 
 
+def _orientation(image: "PIL.Image.Image") -> int:
+    orientation = image.getexif().get(_EXIF_ORIENTATION)
+    return orientation if isinstance(orientation, int) and orientation in _UPRIGHT else 1
+
+
+def _is_on_its_side(image: "PIL.Image.Image") -> bool:
+    return _orientation(image) >= 5
+
+
 def _upright(image: "PIL.Image.Image") -> "PIL.Image.Image":
     # PIL.ImageOps.exif_transpose also rewrites the EXIF block, and fails on odd tags that nobody here reads.
-    orientation = image.getexif().get(_EXIF_ORIENTATION)
-    method = _UPRIGHT.get(orientation) if isinstance(orientation, int) else None
-    return image if method is None else image.transpose(method)
+    method = _UPRIGHT.get(_orientation(image))
+    if method is None:
+        return image
+    turned = image.transpose(method)
+    # Of what Pillow copies along, EXIF and XMP would have the image turned once more by whoever looks at them next.
+    turned.info = {name: turned.info[name] for name in ("transparency",) if name in turned.info}
+    return turned
 
 
 def _rgb(image: "PIL.Image.Image") -> "PIL.Image.Image":
     if image.mode == "RGB" and "transparency" not in image.info:
-        return image.copy()
+        return image
     if image.mode.startswith("I"):
         image = _eight_bits(image)
     if not image.has_transparency_data:
@@ -293,13 +327,15 @@ def _read(path: Path) -> bytes:
     try:
         # A device or a pipe has no size to check and may never end.
         if path.exists() and not path.is_file():
-            raise FlamingoError(f"{path}: not a file; expected a JPEG, PNG or WebP image")
+            raise SampleError(f"{path}: not a file; expected a JPEG, PNG or WebP image", "image")
         if (size := path.stat().st_size) > MAX_BYTES:
-            raise FlamingoError(f"{path}: {size:,} bytes, above the limit of {MAX_BYTES:,} for an image")
+            raise SampleError(
+                f"{path}: {size:,} bytes, above the limit of {MAX_BYTES:,} for an image", "bytes"
+            )
         return path.read_bytes()
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or error
-        raise FlamingoError(f"{path}: the image cannot be read ({reason})") from error
+        raise SampleError(f"{path}: the image cannot be read ({reason})", "image") from error
 
 
 def _segment(position: int, segment: "Text | Image | str") -> "Text | Image":

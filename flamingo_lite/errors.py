@@ -4,6 +4,22 @@ Its message is a single line: what was found, what was expected, what to do. The
 and exit with code 2; everything else that escapes is a bug and keeps its traceback.
 """
 
+# Why a sample was not used: the words under which it is counted, in metrics, checks and rejects.jsonl alike.
+REASONS = {
+    "truncated": "the shard ends before the sample does",
+    "tar": "the bytes are no plain tar where the sample should stand",
+    "member": "a member has a name that leaves the archive, or is named by the sample and cannot be had",
+    "duplicate": "a key, a member or a field comes twice",
+    "bytes": "the sample, or a member of it, is larger than the limit",
+    "json": "the sample has no json, or one that is not JSON",
+    "layout": "the JSON is no interleaved document",
+    "text": "a text is no str, cannot be encoded, or is longer than the limit",
+    "images": "the document has more images than the limit",
+    "image": "an image is no JPEG, PNG or WebP, or is not whole",
+    "no_labels": "none of its tokens is trained on",
+    "pixels": "an image has more pixels than the limit",
+}
+
 
 class FlamingoError(Exception):
     """A failure that the user can mend: bad input, a missing file, a wrong name."""
@@ -13,7 +29,7 @@ class FlamingoError(Exception):
 
 
 class SampleError(FlamingoError):
-    """One sample cannot be used; the others can. `reason`: the word under which it is counted ("image", "json")."""
+    """One sample cannot be used; the others can. `reason`: the word under which it is counted, as in `REASONS`."""
 
     def __init__(self, message: str, reason: str) -> None:
         super().__init__(message)

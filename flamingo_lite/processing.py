@@ -4,6 +4,7 @@ Here, and nowhere else, it is decided which position attends to which image (`me
 Shape letters: b batch, t text positions, m images in the whole batch, c channels, h height, w width.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -11,12 +12,13 @@ from typing import Any, Literal, Self, TypeVar, cast
 
 import torch
 from torch import Tensor
+from torch.utils.data import get_worker_info
 from transformers import AutoTokenizer, BatchFeature, PreTrainedTokenizerBase, ProcessorMixin
 from transformers.utils import cached_file
 
 from flamingo_lite.batch import IGNORED, NO_IMAGE, NO_SEGMENT, Batch
 from flamingo_lite.document import IMAGE_TOKEN, Document, Image
-from flamingo_lite.errors import FlamingoError
+from flamingo_lite.errors import FlamingoError, SampleError
 from flamingo_lite.image_transform import ImageTransform
 from flamingo_lite.text.chat import chat_template_for, check_messages
 from flamingo_lite.text.connector_text import instruction_ids, pad_texts
@@ -143,23 +145,28 @@ class VisionLanguageProcessor(ProcessorMixin):
         encoded: Sequence[Encoded],
         padding_side: PaddingSide = "right",
         distinct_images: bool = False,
-        pack: bool = False,
+        places: Sequence[tuple[int, int]] | None = None,
+        draft: bool = False,
+        pixels: Tensor | None = None,
     ) -> Batch:
         """Pads to the longest, counts the images through, decodes and transforms them.
 
-        pack: documents share rows, first-fit decreasing, and no row is longer than the longest document; the batch
-        then has `segment_ids` and `media_first`. Errors: `FlamingoError` for packing with padding on the left.
+        places: the (row, start) of each document where they share rows (`data.packing`), which must leave no row
+        empty; the batch then has `segment_ids` and `media_first`. draft: images are decoded the faster way, for
+        training (`ImageTransform`). pixels (m c h w): of all images in order, when they have been decoded already.
+        Errors: `FlamingoError` for places with padding on the left.
         """
         if not encoded:
             raise FlamingoError("a batch needs at least one document, got none")
         if padding_side not in ("left", "right"):
             raise FlamingoError(f"padding_side is {padding_side!r}; expected left or right")
-        if pack and padding_side == "left":
+        if places is not None and padding_side == "left":
             raise FlamingoError("packed rows are padded on the right; ask for padding_side='right'")
         lengths = [len(document) for document in encoded]
-        places = first_fit_decreasing(lengths) if pack else [(row, 0) for row in range(len(encoded))]
+        located = [(row, 0) for row in range(len(encoded))] if places is None else places
         numbers, owners = _number_images(encoded, distinct_images)
-        shape = (1 + max(row for row, _ in places), max(lengths))
+        width = max(start + length for (_, start), length in zip(located, lengths, strict=True))
+        shape = (1 + max(row for row, _ in located), width)
         input_ids = torch.full(shape, self.tokenizer.pad_token_id, dtype=torch.int64)
         labels = torch.full(shape, IGNORED, dtype=torch.int64)
         media_index = torch.full(shape, NO_IMAGE, dtype=torch.int64)
@@ -167,7 +174,7 @@ class VisionLanguageProcessor(ProcessorMixin):
         segment_ids = torch.full(shape, NO_SEGMENT, dtype=torch.int64)
         attention_mask = torch.zeros(shape, dtype=torch.bool)
         position_ids = torch.zeros(shape, dtype=torch.int64)
-        for i, (document, number, (row, start)) in enumerate(zip(encoded, numbers, places, strict=True)):
+        for i, (document, number, (row, start)) in enumerate(zip(encoded, numbers, located, strict=True)):
             t = len(document)
             where = slice(shape[1] - t, None) if padding_side == "left" else slice(start, start + t)
             input_ids[row, where] = torch.tensor(document.input_ids)
@@ -178,9 +185,10 @@ class VisionLanguageProcessor(ProcessorMixin):
             segment_ids[row, where] = i
             attention_mask[row, where] = True
             position_ids[row, where] = torch.arange(t)
-        more = {"segment_ids": segment_ids, "media_first": media_first} if pack else {}
+        more = {"segment_ids": segment_ids, "media_first": media_first} if places is not None else {}
         more |= self.connector_text([document.connector_text for _, document in owners])
-        pixels = self._pixels(owners)
+        if pixels is None:
+            pixels = self._pixels(owners, draft)
         return Batch(input_ids, attention_mask, position_ids, labels, pixels, media_index, **more)
 
     def connector_text(self, texts: Sequence[Sequence[int]]) -> dict[str, Tensor]:
@@ -189,14 +197,14 @@ class VisionLanguageProcessor(ProcessorMixin):
             return {}
         return pad_texts(texts, self.connector_tokenizer.pad_token_id)
 
-    def _pixels(self, images: Sequence[tuple[Image, Encoded]]) -> Tensor:
+    def _pixels(self, images: Sequence[tuple[Image, Encoded]], draft: bool = False) -> Tensor:
         height, width = self.image_transform.size
-        pixels = torch.empty(len(images), 3, height, width)
+        pixels = _empty((len(images), 3, height, width))
         for i, (image, document) in enumerate(images):
             try:
-                pixels[i] = self.image_transform(image)
-            except FlamingoError as error:
-                raise FlamingoError(f"{document.name}: {error}") from error
+                self.image_transform(image, draft, out=pixels[i])
+            except SampleError as error:
+                raise SampleError(f"{document.name}: {error}", error.reason) from error
         return pixels
 
     def replace_image_token(self, image_inputs: dict[str, Any], image_idx: int, **kwargs: Any) -> str:
@@ -306,23 +314,6 @@ def _image_groups(images: Any, marks: list[int]) -> list[list[Any]]:
     return [list(images[a:b]) for a, b in zip([0, *ends], [*ends, len(images)], strict=True)]
 
 
-def first_fit_decreasing(lengths: Sequence[int]) -> list[tuple[int, int]]:
-    """(row, start) of each length, the longest first, each in the first row with room; rows hold `max(lengths)`.
-
-    A pure function (Johnson, 1973), so a packed batch is as reproducible as its documents.
-    """
-    used: list[int] = []
-    places: dict[int, tuple[int, int]] = {}
-    for i in sorted(range(len(lengths)), key=lambda i: -lengths[i]):
-        room = (row for row, length in enumerate(used) if length + lengths[i] <= max(lengths))
-        row = next(room, len(used))
-        if row == len(used):
-            used.append(0)
-        places[i] = (row, used[row])
-        used[row] += lengths[i]
-    return [places[i] for i in range(len(lengths))]
-
-
 def _number_images(
     encoded: Sequence[Encoded], distinct: bool
 ) -> tuple[list[list[int]], list[tuple[Image, Encoded]]]:
@@ -332,13 +323,24 @@ def _number_images(
     seen: dict[Any, int] = {}
     for document in encoded:
         row = []
-        for image, key in zip(document.images, document.media_keys, strict=True):
+        # A key hashes the image's bytes, so it is made only where somebody asks whether two are the same.
+        keys = document.media_keys if distinct else [None] * len(document.images)
+        for image, key in zip(document.images, keys, strict=True):
             number = seen.setdefault(key, len(owners)) if distinct else len(owners)
             if number == len(owners):
                 owners.append((image, document))
             row.append(number)
         numbers.append(row)
     return numbers, owners
+
+
+def _empty(shape: tuple[int, ...]) -> Tensor:
+    """Room for float32 numbers. In a worker of a DataLoader it lies in shared memory at once, as torch's
+    `default_collate` has it: images would be copied there anyway on their way to the main process."""
+    if get_worker_info() is None or 0 in shape:
+        return torch.empty(shape, dtype=torch.float32)
+    storage = torch.UntypedStorage._new_shared(4 * math.prod(shape), device="cpu")
+    return torch.empty(0, dtype=torch.float32).set_(storage, 0, shape)
 
 
 def _component(kind: type[Component], value: Component | dict[str, Any] | None) -> Component:

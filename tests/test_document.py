@@ -226,11 +226,62 @@ def test_exif_orientation_is_undone(orientation: int, kind: str) -> None:
 
 
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP"])
+def test_an_upright_image_is_not_turned_again(kind: str) -> None:
+    exif = PIL.Image.Exif()
+    exif[0x0112] = 6
+    upright = Image(encoded(noise(16, 8), kind, exif=exif)).pil()
+    assert upright.size == (8, 16)
+    assert Image(upright).pil().tobytes() == upright.tobytes()
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP"])
 @pytest.mark.parametrize("part", [0.1, 0.5, 0.9])
 def test_a_truncated_image_is_an_error_not_a_grey_picture(kind: str, part: float) -> None:
     data = encoded(noise(64, 64), kind)
     with pytest.raises(FlamingoError, match="not a"):
         Image(data[: int(len(data) * part)]).pil()
+
+
+# Smaller decoding, for training
+
+
+@settings(max_examples=60, deadline=None)
+@given(*[st.integers(1, 90)] * 2, *[st.integers(1, 40)] * 2, st.sampled_from([1, 3, 6, 8]))
+def test_a_jpeg_is_decoded_at_the_smallest_part_that_covers_what_is_wanted(
+    width: int, height: int, at_least_width: int, at_least_height: int, orientation: int
+) -> None:
+    exif = PIL.Image.Exif()
+    exif[0x0112] = orientation
+    stored = (height, width) if orientation >= 5 else (width, height)
+    image = Image(encoded(noise(*stored), "JPEG", exif=exif))
+    found = image.pil(at_least=(at_least_width, at_least_height)).size
+    fits = [n for n in (1, 2, 4, 8) if width // n >= at_least_width and height // n >= at_least_height]
+    part = max(fits, default=1)
+    assert found == (-(-width // part), -(-height // part))
+
+
+@pytest.mark.parametrize("kind", ["PNG", "WEBP"])
+def test_formats_without_parts_are_decoded_whole(kind: str) -> None:
+    image = Image(encoded(noise(64, 64), kind))
+    assert image.pil(at_least=(8, 8)).tobytes() == image.pil().tobytes()
+
+
+def test_the_four_inks_of_a_smaller_decoded_jpeg_become_rgb() -> None:
+    image = Image(encoded(PIL.Image.new("CMYK", (64, 64), (0, 255, 0, 0)), "JPEG"))
+    found = np.array(image.pil(at_least=(16, 16)))
+    assert found.shape == (16, 16, 3) and np.abs(found.astype(int) - (255, 0, 255)).max() <= 2
+
+
+@pytest.mark.parametrize("part", [0.1, 0.5, 0.9])
+def test_a_truncated_jpeg_is_an_error_when_it_is_decoded_smaller(part: float) -> None:
+    data = encoded(noise(64, 64), "JPEG")
+    with pytest.raises(FlamingoError, match="not a"):
+        Image(data[: int(len(data) * part)]).pil(at_least=(8, 8))
+
+
+def test_the_limit_of_pixels_counts_those_of_the_whole_image() -> None:
+    with pytest.raises(FlamingoError, match="4,096 pixels"):
+        Image(encoded(noise(64, 64), "JPEG"), max_pixels=64 * 64 - 1).pil(at_least=(8, 8))
 
 
 @pytest.mark.filterwarnings("ignore")  # Pillow warns of damaged EXIF, then reads on
@@ -249,12 +300,11 @@ def test_a_damaged_image_decodes_or_fails_by_name(kind: str, seed: int) -> None:
         assert str(error).startswith("the picture:")
 
 
-def test_too_many_pixels_are_refused_before_decoding(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_too_many_pixels_are_refused_before_decoding() -> None:
     data = encoded(noise(64, 64), "PNG")
-    monkeypatch.setattr(document_module, "MAX_PIXELS", 64 * 64 - 1)
     # Truncated after the header: only a check that comes before decoding can name the size.
     with pytest.raises(FlamingoError, match="4,096 pixels"):
-        Image(data[:100]).pil()
+        Image(data[:100], max_pixels=64 * 64 - 1).pil()
 
 
 def test_a_decompression_bomb_is_an_error() -> None:

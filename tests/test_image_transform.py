@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import PIL.Image
+import PIL.ImageOps
 import pytest
 import torch
 from hypothesis import example, given, settings
@@ -121,6 +122,103 @@ def test_pixels_equal_those_of_open_clips_transform(
             ours(image)
     else:
         assert torch.equal(ours(image), wanted)
+
+
+# Drafts: decoded and resized the faster way, for training only
+
+TRANSFORMS = {
+    "open_clip": ImageTransform(size=(24, 24)),
+    "open_clip, not square": ImageTransform(size=(20, 28)),
+    "longest": ImageTransform(size=(24, 24), resize_mode="longest", fill_color=9),
+    "squash": ImageTransform(size=(24, 20), resize_mode="squash", interpolation="bilinear"),
+    "transformers": ImageTransform(size=(24, 22), shortest_edge=27),
+    "lanczos": ImageTransform(size=(24, 24), resize_mode="squash", interpolation="lanczos"),
+}
+
+
+def jpeg(image: PIL.Image.Image, orientation: int = 1) -> Image:
+    buffer, exif = io.BytesIO(), PIL.Image.Exif()
+    exif[0x0112] = orientation
+    image.save(buffer, "JPEG", quality=90, exif=exif)
+    return Image(buffer.getvalue())
+
+
+def smooth(seed: int, width: int, height: int) -> PIL.Image.Image:
+    """Content without detail, which no way of making it smaller loses."""
+    return picture(seed, 5, 4).convert("RGB").resize((width, height), PIL.Image.Resampling.BICUBIC)
+
+
+def levels_between(transform: ImageTransform, a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+    std = torch.tensor(transform.std)[:, None, None]
+    return ((a - b) * std * 255).abs()
+
+
+@pytest.mark.parametrize("name", TRANSFORMS)
+@settings(max_examples=25, deadline=None)
+@given(seed=st.integers(0, 99), width=sizes, height=sizes, kind=st.sampled_from(["PNG", "JPEG"]))
+def test_a_draft_of_an_image_that_is_decoded_whole_is_within_one_level(
+    name: str, seed: int, width: int, height: int, kind: str
+) -> None:
+    transform = TRANSFORMS[name]
+    width, height = (min(length, 2 * min(transform.size) - 1) for length in (width, height))
+    image = (
+        jpeg(picture(seed, width, height, "RGB")) if kind == "JPEG" else encoded(picture(seed, width, height))
+    )
+    try:
+        exact = transform(image)
+    except FlamingoError:
+        with pytest.raises(FlamingoError, match="too narrow"):
+            transform(image, draft=True)
+        return
+    draft = transform(image, draft=True)
+    assert draft.shape == exact.shape and draft.is_contiguous()
+    assert levels_between(transform, draft, exact).max() <= 1.01
+
+
+@pytest.mark.parametrize("name", TRANSFORMS)
+@pytest.mark.parametrize("width, height", [(96, 96), (208, 128), (96, 256), (432, 304)])
+def test_a_draft_of_a_large_jpeg_shows_what_the_whole_image_shows(name: str, width: int, height: int) -> None:
+    # Whole blocks of 8 x 8: a draft of others is up to a pixel wider than its part of the image.
+    transform = TRANSFORMS[name]
+    image = jpeg(smooth(0, width, height))
+    levels = levels_between(transform, transform(image, draft=True), transform(image))
+    assert levels.mean() <= 1 and levels.max() <= 5
+
+
+@pytest.mark.parametrize("name", ["open_clip", "squash", "transformers"])
+@pytest.mark.parametrize("orientation", [1, 3, 6])
+def test_a_draft_is_decoded_as_pillow_drafts_and_resized_within_one_level(
+    name: str, orientation: int
+) -> None:
+    transform = TRANSFORMS[name]
+    image = jpeg(picture(1, 330, 250, "RGB"), orientation)
+    edge = transform.shortest_edge
+    target = (edge, edge) if edge else transform.size[::-1]
+    with reopened(image) as opened:
+        opened.draft(None, target[::-1] if orientation == 6 else target)
+        assert max(opened.size) < 330
+        upright = PIL.ImageOps.exif_transpose(opened)
+    wanted = transform(upright)
+    assert levels_between(transform, transform(image, draft=True), wanted).max() <= 1.01
+
+
+def test_without_draft_a_large_jpeg_is_decoded_whole() -> None:
+    image = jpeg(picture(1, 330, 250, "RGB"))
+    transform = TRANSFORMS["open_clip"]
+    whole = image_transform_v2(PreprocessCfg(size=(24, 24)), is_train=False)(reopened(image))
+    assert torch.equal(transform(image), whole)
+    assert not torch.equal(transform(image, draft=True), whole)
+
+
+@pytest.mark.parametrize("name", TRANSFORMS)
+@pytest.mark.parametrize("draft", [False, True])
+def test_pixels_are_written_where_they_are_wanted(name: str, draft: bool) -> None:
+    transform = TRANSFORMS[name]
+    image = jpeg(picture(1, 130, 90, "RGB"))
+    batch = torch.full((3, 3, *transform.size), float("nan"))
+    transform(image, draft, out=batch[1])
+    assert torch.equal(batch[1], transform(image, draft))
+    assert batch[[0, 2]].isnan().all()
 
 
 @pytest.mark.parametrize("shortest_edge", [None, 300])

@@ -11,12 +11,14 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from torch.utils.data import DataLoader, Dataset
 from transformers import BatchFeature, PreTrainedTokenizerFast
 
+from flamingo_lite.data.packing import pack
 from flamingo_lite.document import Document, Image, Text
 from flamingo_lite.errors import FlamingoError
 from flamingo_lite.image_transform import ImageTransform
-from flamingo_lite.processing import VisionLanguageProcessor, first_fit_decreasing
+from flamingo_lite.processing import VisionLanguageProcessor
 from flamingo_lite.text.template import Template
 
 
@@ -114,7 +116,8 @@ def test_packed_rows_hold_every_document_as_it_is_alone(
     processor: VisionLanguageProcessor, documents: list[Document], complete: bool
 ) -> None:
     encoded = processor.encode_all(documents, complete)
-    apart, packed = processor.collate(encoded), processor.collate(encoded, pack=True)
+    places = pack([len(document) for document in encoded])
+    apart, packed = processor.collate(encoded), processor.collate(encoded, places=places)
     assert packed.documents == apart.documents == len(documents)
     assert packed.input_ids.shape[1] == apart.input_ids.shape[1] and len(packed) <= len(apart)
     assert torch.equal(packed.pixel_values, apart.pixel_values)
@@ -130,20 +133,45 @@ def test_packed_rows_hold_every_document_as_it_is_alone(
         assert (packed[name][~packed.attention_mask] == nothing).all()
 
 
-@given(st.lists(st.integers(1, 30), min_size=1, max_size=20))
-def test_packed_documents_do_not_overlap_and_two_half_empty_rows_are_never_left(lengths: list[int]) -> None:
-    places = first_fit_decreasing(lengths)
-    used: dict[int, list[int]] = {}
-    for (row, start), length in zip(places, lengths, strict=True):
-        used.setdefault(row, []).extend(range(start, start + length))
-    assert sorted(used) == list(range(len(used)))
-    assert all(sorted(row) == list(range(len(row))) and len(row) <= max(lengths) for row in used.values())
-    assert sum(2 * len(row) <= max(lengths) for row in used.values()) <= 1
-
-
 def test_packing_to_the_left_is_refused(processor: VisionLanguageProcessor) -> None:
     with pytest.raises(FlamingoError, match="padding_side='right'"):
-        processor.collate(processor.encode_all([Document(["a"])]), padding_side="left", pack=True)
+        processor.collate(processor.encode_all([Document(["a"])]), padding_side="left", places=[(0, 0)])
+
+
+def test_a_draft_is_made_only_where_it_is_asked_for(processor: VisionLanguageProcessor) -> None:
+    buffer = io.BytesIO()
+    picture(0, 64, 48).save(buffer, "JPEG")
+    document = Document([Image(buffer.getvalue()), "a"])
+    encoded = [processor.encode(document, complete=True)]
+    exact = processor.image_transform(document.images[0])
+    for batch in (processor([document]), processor([document], complete=True), processor.collate(encoded)):
+        assert torch.equal(batch.pixel_values[0], exact)
+    draft = processor.collate(encoded, draft=True).pixel_values[0]
+    assert torch.equal(draft, processor.image_transform(document.images[0], draft=True))
+    assert not torch.equal(draft, exact)
+
+
+class OneBatch(Dataset[tuple[torch.Tensor, bool]]):
+    def __init__(self, processor: VisionLanguageProcessor, documents: list[Document]) -> None:
+        self.processor = processor
+        self.documents = documents
+
+    def __getitem__(self, index: int) -> tuple[torch.Tensor, bool]:
+        pixels = self.processor(self.documents).pixel_values
+        return pixels, pixels.is_shared()
+
+    def __len__(self) -> int:
+        return 1
+
+
+@pytest.mark.parametrize("count", [0, 3])
+def test_a_worker_writes_the_images_where_the_main_process_reads_them(
+    processor: VisionLanguageProcessor, count: int
+) -> None:
+    documents = [Document([*PICTURES[:count], "a"])]
+    ((pixels, is_shared),) = DataLoader(OneBatch(processor, documents), batch_size=None, num_workers=1)
+    assert torch.equal(pixels, processor(documents).pixel_values)
+    assert is_shared or not count
 
 
 @settings(max_examples=30, deadline=None)

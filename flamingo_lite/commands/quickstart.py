@@ -67,6 +67,7 @@ def quickstart(config: "Config", console: "Console", fresh: bool = False) -> Non
     """Runs every step that is not done with these settings yet, then says what came out and where to look."""
     output = Path(config.output)
     config.data.directory = str(output / "shards")
+    config.data.sources = {}
     config.checkpoint = ""
     if fresh:
         delete_products(output)
@@ -178,15 +179,15 @@ def _report(config: "Config", console: "Console") -> None:
 
 
 def _data_settings(config: "Config") -> Mapping[str, Any]:
-    settings = dataclasses.asdict(config.data)
-    # Neither changes a byte of the shards.
-    return {name: value for name, value in settings.items() if name not in ("workers", "directory")}
+    from flamingo_lite.commands.data_make import recipe
+
+    return {**recipe(config.data), "samples_per_shard": config.data.samples_per_shard}
 
 
 def _train_settings(config: "Config") -> Mapping[str, Any]:
     from flamingo_lite.training.stages import identity
 
-    return identity(config, "")
+    return identity(config, {})
 
 
 def _eval_settings(config: "Config") -> Mapping[str, Any]:

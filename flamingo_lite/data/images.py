@@ -4,7 +4,7 @@ Decoding itself lives with `Image`, one floor down, so that every image is decod
 """
 
 from flamingo_lite.document import MAX_BYTES, MAX_PIXELS, Image, decode_image, image_format
-from flamingo_lite.errors import FlamingoError
+from flamingo_lite.errors import SampleError
 
 __all__ = [
     "IMAGE_SUFFIXES",
@@ -20,12 +20,12 @@ IMAGE_SUFFIXES = frozenset({"jpg", "jpeg", "png", "webp"})
 
 
 def suffix(image: Image) -> str:
-    """jpg, png or webp, by the bytes, not by the name. Errors: `FlamingoError` for any other format."""
+    """jpg, png or webp, by the bytes, not by the name. Errors: `SampleError` for any other format."""
     if (found := image_format(image.data)) is None:
-        raise FlamingoError(f"{image.name}: not an image; expected JPEG, PNG or WebP")
+        raise SampleError(f"{image.name}: not an image; expected JPEG, PNG or WebP", "image")
     return found
 
 
 def check_image(image: Image) -> None:
-    """Decodes the image and drops the result. Errors: `FlamingoError` naming an image that is not whole."""
+    """Decodes the image and drops the result. Errors: `SampleError` naming an image that is not whole."""
     image.pil()

@@ -11,6 +11,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import partial
 
+from flamingo_lite.data.mixing import SourceConfig
+from flamingo_lite.data.stores import CacheConfig
 from flamingo_lite.document import Document
 from flamingo_lite.errors import FlamingoError
 from flamingo_lite.names import check_choice
@@ -24,7 +26,11 @@ class DataConfig:
     """Shards in `directory`: where they are read, and what `flamingo-lite data make` writes there.
 
     `families` maps the name of a synthetic family to its weight. `text_twins`: the share of documents in which words
-    stand in place of every picture. `workers`: processes; 0 = one per core.
+    stand in place of every picture. `workers`: processes; 0 = one per core. `cache`: for shards that are read from far away.
+
+    `sources`: what is read in place of `directory`, by name. `shuffle_shards`: shards whose samples are mixed with each
+    other. `max_reject_share` (of the documents seen, once those are 1,000) and `max_rejects_in_a_row`: more samples
+    that cannot be used stop a run. `draft`: JPEGs are decoded no larger than training needs them.
     """
 
     directory: str = "outputs/shards"
@@ -34,15 +40,26 @@ class DataConfig:
     samples_per_shard: int = 1000
     seed: int = 0
     workers: int = 0
+    cache: CacheConfig = field(default_factory=CacheConfig)
+    sources: dict[str, SourceConfig] = field(default_factory=dict)
+    shuffle_shards: int = 8
+    max_reject_share: float = 0.01
+    max_rejects_in_a_row: int = 100
+    draft: bool = True
 
     def __post_init__(self) -> None:
-        for name in ("samples", "samples_per_shard"):
+        for name in ("samples", "samples_per_shard", "shuffle_shards", "max_rejects_in_a_row"):
             if getattr(self, name) < 1:
                 raise FlamingoError(f"data.{name} is {getattr(self, name)}; expected 1 or more")
         if self.workers < 0:
             raise FlamingoError(f"data.workers is {self.workers}; expected 0 (one per core) or more")
         if not 0 <= self.text_twins <= 1:
             raise FlamingoError(f"data.text_twins is {self.text_twins}; expected a share, 0 to 1")
+        if not 0 <= self.max_reject_share <= 1:
+            raise FlamingoError(f"data.max_reject_share is {self.max_reject_share}; expected a share, 0 to 1")
+        for name, source in self.sources.items():
+            if not source.directory:
+                raise FlamingoError(f"data.sources.{name} has no directory; expected where its shards are")
         from flamingo_lite.data.synthetic.families import FAMILIES
 
         for name, weight in self.families.items():

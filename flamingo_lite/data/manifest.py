@@ -1,23 +1,22 @@
 """The manifest `shards.json`: which shards a directory has, and what is in them.
 
-It is written last, so a directory with a manifest is whole; what it does not name is never opened.
+It is written last, so a directory with a manifest is whole; what it does not name is never opened. Where samples begin
+inside a shard stands beside it (`shard_index.py`): a manifest has a line for each shard, whatever it holds.
 """
 
 import hashlib
 import json
+import os
 import re
-import tarfile
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from webdataset.tariterators import base_plus_ext
-
+from flamingo_lite.data.stores import MANIFEST, LocalStore, Store
+from flamingo_lite.data.tar import BLOCK
 from flamingo_lite.errors import FlamingoError
 
-MANIFEST = "shards.json"
 VERSION = 1
-BLOCK = 512  # a tar is made of blocks of this many bytes
 
 # A plain file name: no separator, no leading dot, no scheme, so that it stays inside its directory.
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,199}\.tar")
@@ -26,7 +25,7 @@ _SHA256 = re.compile(r"[0-9a-f]{64}")
 
 @dataclass(frozen=True)
 class Shard:
-    """One tar. `offsets`: where each sample begins, in bytes; with them samples are read in any order."""
+    """One tar. `offsets`: where each sample begins, in manifests that say so themselves; see `sample_offsets`."""
 
     name: str
     bytes: int
@@ -54,7 +53,11 @@ class Manifest:
 
     def to_json(self) -> str:
         """One line per shard: readable, and small however many samples there are."""
-        lines = ",\n".join(f"  {json.dumps(asdict(shard))}" for shard in self.shards)
+        entries = (asdict(shard) for shard in self.shards)
+        lines = ",\n".join(
+            f"  {json.dumps({name: value for name, value in entry.items() if name != 'offsets' or value})}"
+            for entry in entries
+        )
         return f'{{"version": {VERSION}, "info": {json.dumps(self.info)}, "shards": [\n{lines}\n]}}\n'
 
 
@@ -64,24 +67,37 @@ def load_manifest(directory: str | Path, verify: Literal["bytes", "sha256"] = "b
     Errors: `FlamingoError` naming the directory or the shard: no manifest, a damaged one, a name that leaves
     the directory, a missing shard, or one that differs from what the manifest says.
     """
-    directory = Path(directory)
-    path = directory / MANIFEST
-    if not path.is_file():
-        raise FlamingoError(
-            f"{directory}: no shards here, {MANIFEST} is missing; make them with `flamingo-lite data`"
-        )
+    manifest = read_manifest(LocalStore(Path(directory)))
+    for shard in manifest.shards:
+        _check(manifest.directory, shard, verify)
+    return manifest
+
+
+def read_manifest(store: Store) -> Manifest:
+    """The manifest of a store for reading: no shard is opened, and none is looked at but for its name.
+
+    Errors: `FlamingoError` for no manifest, a damaged one, and a shard that is missing from a directory.
+    """
+    manifest = parse_manifest(store.manifest(), f"{store.location}/{MANIFEST}", store.beside)
+    if isinstance(store, LocalStore):
+        _check_names(store.directory, manifest.shards)
+    return manifest
+
+
+def parse_manifest(data: bytes, where: str, directory: Path) -> Manifest:
+    """The manifest that `data` spells, whether its shards are there or not. Errors: `FlamingoError` for a damaged one."""
     try:
-        content = json.loads(path.read_bytes())
+        content = json.loads(data)
         version = content["version"]
         if version != VERSION:
-            raise FlamingoError(f"{path}: version {version!r}; this release reads version {VERSION}")
-        shards = [_shard(entry) for entry in content["shards"]]
+            raise FlamingoError(f"{where}: version {version!r}; this release reads version {VERSION}")
+        shards = tuple(_shard(entry) for entry in content["shards"])
         info = dict(content.get("info") or {})
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
-        raise FlamingoError(f"{path}: not a manifest of shards ({error or type(error).__name__})") from error
+        raise FlamingoError(f"{where}: not a manifest of shards ({error or type(error).__name__})") from error
     if len({shard.name for shard in shards}) != len(shards):
-        raise FlamingoError(f"{path}: names a shard twice")
-    return Manifest(directory, tuple(_checked(directory, shard, verify) for shard in shards), info)
+        raise FlamingoError(f"{where}: names a shard twice")
+    return Manifest(directory, shards, info)
 
 
 def sha256_of(path: Path) -> str:
@@ -114,12 +130,20 @@ def _check_offsets(shard: Shard) -> None:
         )
 
 
-def _checked(directory: Path, shard: Shard, verify: str) -> Shard:
-    path = directory / shard.name
-    if not path.is_file():
+def _check_names(directory: Path, shards: tuple[Shard, ...]) -> None:
+    # One listing: asking for each of 100,000 shards on a network's disk takes minutes. A pipe or a device under a
+    # shard's name would never end.
+    with os.scandir(directory) as entries:
+        present = {entry.name for entry in entries if entry.is_file()}
+    if missing := [shard.name for shard in shards if shard.name not in present]:
         raise FlamingoError(
-            f"{path}: the shard is missing, but {MANIFEST} names it; restore it or make shards again"
+            f"{directory / missing[0]}: the shard is missing, but {MANIFEST} names it ({len(missing)} are); "
+            "restore it or make shards again"
         )
+
+
+def _check(directory: Path, shard: Shard, verify: str) -> None:
+    path = directory / shard.name
     if (size := path.stat().st_size) != shard.bytes:
         kind = "truncated" if size < shard.bytes else "foreign"
         raise FlamingoError(
@@ -127,27 +151,3 @@ def _checked(directory: Path, shard: Shard, verify: str) -> Shard:
         )
     if verify == "sha256" and sha256_of(path) != shard.sha256:
         raise FlamingoError(f"{path}: the shard's sha256 differs from the one in {MANIFEST}; make it again")
-    if shard.offsets or not shard.samples:
-        return shard
-    return _with_offsets(path, shard)
-
-
-def _with_offsets(path: Path, shard: Shard) -> Shard:
-    """Finds where the samples begin, for shards that another program wrote."""
-    offsets: list[int] = []
-    last_key: str | None = None
-    try:
-        with tarfile.open(path, "r:") as tar:
-            for member in tar:
-                key, _ = base_plus_ext(member.name)
-                # Files without a key, and those named __like_this__, are metadata to webdataset.
-                if member.isreg() and key is not None and key != last_key and not key.startswith("__"):
-                    offsets.append(member.offset)
-                    last_key = key
-        found = Shard(**{**asdict(shard), "offsets": tuple(offsets)})
-        _check_offsets(found)
-    except (tarfile.TarError, ValueError) as error:
-        raise FlamingoError(
-            f"{path}: not the tar that {MANIFEST} describes ({error}); make it again"
-        ) from error
-    return found

@@ -11,9 +11,12 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from flamingo_lite.data.images import IMAGE_SUFFIXES, suffix
+from flamingo_lite.data.images import suffix
+from flamingo_lite.data.limits import Limits
+from flamingo_lite.data.strict_json import loads
+from flamingo_lite.data.tar import is_member
 from flamingo_lite.document import Document, Image, Text, image_format
-from flamingo_lite.errors import FlamingoError
+from flamingo_lite.errors import FlamingoError, SampleError
 
 # No dot (it ends the key), no slash (it is a path), and short enough for every tar format.
 KEY = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,79}")
@@ -23,8 +26,8 @@ SLOT_LISTS = ("roles", "loss", "ends_chunk", "words")
 def to_sample(key: str, document: Document) -> dict[str, str | bytes]:
     """The members of one sample: `{"__key__": key, "json": ..., "0.jpg": ..., ...}`; images keep their bytes.
 
-    Errors: `FlamingoError` naming the key, when the key is no plain name, an image is none, or the document's
-    meta would not come back equal from JSON.
+    Errors: naming the key, `FlamingoError` when it is no plain name; `SampleError` when an image is none, the
+    document's meta would not come back equal from JSON, or the sample would be refused by a reader (`Limits`).
     """
     if not KEY.fullmatch(key):
         raise FlamingoError(f"sample key {key!r}: expected 1 to 80 letters, digits, '-' or '_'")
@@ -37,8 +40,8 @@ def to_sample(key: str, document: Document) -> dict[str, str | bytes]:
         try:
             name = f"{len(members) - 1}.{suffix(segment)}"
             members[name] = segment.data
-        except FlamingoError as error:
-            raise FlamingoError(f"sample {key}: {error}") from error
+        except SampleError as error:
+            raise SampleError(f"sample {key}: {error}", error.reason) from error
         slots.append((name, None))
     meta = {
         "roles": [s.role if isinstance(s, Text) else None for s in document],
@@ -47,46 +50,53 @@ def to_sample(key: str, document: Document) -> dict[str, str | bytes]:
         "words": [s.words if isinstance(s, Image) else None for s in document],
         "document": dict(document.meta),
     }
-    sample = {"images": [image for image, _ in slots], "texts": [text for _, text in slots], "meta": meta}
+    images, texts = [image for image, _ in slots], [text for _, text in slots]
+    sample = {"images": images, "texts": texts, "meta": meta}
+    _check_amounts(images, texts, f"sample {key}", Limits())
     members["json"] = _dumps(key, sample).encode()
     return members
 
 
-def is_member(name: str) -> bool:
-    """Whether a member of a tar is ever read: interleaved JSON or an image. All others are skipped."""
-    return name.rpartition(".")[2].lower() in IMAGE_SUFFIXES | {"json"}
+def from_sample(members: Mapping[str, Any], where: str, limits: Limits | None = None) -> Document:
+    """The document of one sample. `where` (shard and key) is named in errors, and in those of its images, which are
+    decoded later.
 
-
-def from_sample(members: Mapping[str, Any], where: str) -> Document:
-    """The document of one sample. `where` (shard and key) is named in errors, and in those of its images.
-
-    Errors: `FlamingoError` for a sample without interleaved JSON, with lists that are not parallel, with a
-    slot that has not exactly one value, or whose image is missing or none.
+    Errors: `SampleError` for a sample without interleaved JSON, with lists that are not parallel, with a slot that
+    has not exactly one value, whose image is missing or none, or that is above a limit.
     """
+    limits = limits or Limits()
     if "json" not in members:
-        raise FlamingoError(
-            f"{where}: the sample has no json; expected interleaved JSON with images and texts"
+        raise SampleError(
+            f"{where}: the sample has no json; expected interleaved JSON with images and texts", "json"
         )
-    sample = _loads(members["json"], where)
+    sample = loads(members["json"], where, limits.json_bytes, limits.json_depth)
+    if not isinstance(sample, dict):
+        raise SampleError(
+            f"{where}: not interleaved JSON; expected an object with images and texts", "layout"
+        )
     images, texts = sample.get("images"), sample.get("texts")
     if not isinstance(images, list) or not isinstance(texts, list) or len(images) != len(texts):
-        raise FlamingoError(f"{where}: not interleaved JSON; expected parallel lists 'images' and 'texts'")
+        raise SampleError(
+            f"{where}: not interleaved JSON; expected parallel lists 'images' and 'texts'", "layout"
+        )
+    _check_amounts(images, texts, where, limits)
     meta = sample.get("meta") or {}
     if not isinstance(meta, dict):
-        raise FlamingoError(f"{where}: meta is a {type(meta).__name__}; expected an object")
+        raise SampleError(f"{where}: meta is a {type(meta).__name__}; expected an object", "layout")
     roles, losses, ends, words = (_slot_list(meta, name, len(images), where) for name in SLOT_LISTS)
     segments: list[Text | Image] = []
     for slot, (image, text) in enumerate(zip(images, texts, strict=True)):
         if (image is None) == (text is None):
-            raise FlamingoError(
-                f"{where}: slot {slot} has both an image and a text, or neither; expected one"
+            raise SampleError(
+                f"{where}: slot {slot} has both an image and a text, or neither; expected one", "layout"
             )
         if image is not None:
-            segments.append(_image(members, image, _typed(words[slot], str, None, where, slot), where))
+            shown = _typed(words[slot], str, None, where, slot)
+            segments.append(_image(members, image, shown, where, limits))
             continue
         segments.append(
             Text(
-                _typed(text, str, "", where, slot),
+                _typed(text, str, "", where, slot, "text"),
                 loss=_typed(losses[slot], bool, True, where, slot),
                 role=_typed(roles[slot], str, None, where, slot),
                 ends_chunk=_typed(ends[slot], bool, False, where, slot),
@@ -96,14 +106,25 @@ def from_sample(members: Mapping[str, Any], where: str) -> Document:
     return Document(segments, _typed(own, dict, {}, where, "meta"), name=where)
 
 
-def _image(members: Mapping[str, Any], name: Any, words: str | None, where: str) -> Image:
+def _check_amounts(images: list[Any], texts: list[Any], where: str, limits: Limits) -> None:
+    if (count := sum(image is not None for image in images)) > limits.images:
+        raise SampleError(f"{where}: {count:,} images, above the limit of {limits.images:,}", "images")
+    if (characters := sum(len(text) for text in texts if isinstance(text, str))) > limits.characters:
+        raise SampleError(
+            f"{where}: {characters:,} characters of text, above the limit of {limits.characters:,}", "text"
+        )
+
+
+def _image(members: Mapping[str, Any], name: Any, words: str | None, where: str, limits: Limits) -> Image:
     # Lower case, because webdataset lowers the names of members.
     data = members.get(name.lower()) if isinstance(name, str) and is_member(name) else None
     if not isinstance(data, bytes):
-        raise FlamingoError(f"{where}: image {name!r} is not in the shard, or no jpg, jpeg, png or webp")
+        raise SampleError(
+            f"{where}: image {ascii(name)[:80]} is not in the shard, or no jpg, jpeg, png or webp", "member"
+        )
     if image_format(data) is None:
-        raise FlamingoError(f"{where}.{name}: not an image; expected JPEG, PNG or WebP")
-    return Image(data, words=words, name=f"{where}.{name}")
+        raise SampleError(f"{where}.{name}: not an image; expected JPEG, PNG or WebP", "image")
+    return Image(data, words=words, name=f"{where}.{name}", max_pixels=limits.pixels)
 
 
 def _slot_list(meta: dict[str, Any], name: str, length: int, where: str) -> list[Any]:
@@ -111,38 +132,36 @@ def _slot_list(meta: dict[str, Any], name: str, length: int, where: str) -> list
     if values is None:
         return [None] * length
     if not isinstance(values, list) or len(values) != length:
-        raise FlamingoError(f"{where}: meta.{name} is not a list of {length} entries, one per slot")
+        raise SampleError(f"{where}: meta.{name} is not a list of {length} entries, one per slot", "layout")
     return values
 
 
-def _typed(value: Any, kind: type, default: Any, where: str, slot: int | str) -> Any:
+def _typed(value: Any, kind: type, default: Any, where: str, slot: int | str, reason: str = "layout") -> Any:
     if value is None:
         return default
     if not isinstance(value, kind):
         found = type(value).__name__
-        raise FlamingoError(f"{where}: slot {slot} holds a {found} where a {kind.__name__} was expected")
+        raise SampleError(
+            f"{where}: slot {slot} holds a {found} where a {kind.__name__} was expected", reason
+        )
     return value
 
 
 def _dumps(key: str, sample: dict[str, Any]) -> str:
+    limits = Limits()
     try:
         text = json.dumps(sample)
         # NaN, tuples and keys that are not strings pass through JSON, but come back as something else.
-        if json.loads(text) == sample:
+        if loads(text.encode(), f"sample {key}", limits.json_bytes, limits.json_depth) == sample:
             return text
         reason = "it comes back changed"
     except (TypeError, ValueError, RecursionError) as error:
         reason = str(error)
-    raise FlamingoError(
-        f"sample {key}: meta cannot be kept as JSON ({reason}); use str keys, lists and numbers"
+    except SampleError as error:
+        if error.reason not in ("json", "duplicate"):
+            raise
+        reason = str(error)
+    raise SampleError(
+        f"sample {key}: meta cannot be kept as JSON ({reason}); use str keys, lists and finite numbers",
+        "layout",
     )
-
-
-def _loads(data: bytes, where: str) -> dict[str, Any]:
-    try:
-        sample = json.loads(data)
-    except (ValueError, RecursionError) as error:
-        raise FlamingoError(f"{where}: the sample's json cannot be parsed ({error})") from error
-    if not isinstance(sample, dict):
-        raise FlamingoError(f"{where}: not interleaved JSON; expected an object with images and texts")
-    return sample

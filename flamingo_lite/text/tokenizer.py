@@ -7,7 +7,7 @@ from transformers import AddedToken, PreTrainedTokenizerBase
 
 from flamingo_lite.batch import IGNORED, NO_IMAGE
 from flamingo_lite.document import END_OF_CHUNK, IMAGE_TOKEN, Document, Image
-from flamingo_lite.errors import FlamingoError
+from flamingo_lite.errors import FlamingoError, SampleError
 from flamingo_lite.text.template import Piece, Template
 
 PAD_TOKEN = "<|pad|>"
@@ -74,8 +74,8 @@ def encode(
 
     complete: write the end token, and cut on the right what exceeds `max_length`; an image whose marks do not
     all fit goes with them. Otherwise the document is a prompt, which is never cut.
-    Errors: `FlamingoError` naming the document for a text that holds `<image>`, a prompt longer than
-    `max_length`, and a document that comes to no tokens.
+    Errors: naming the document, `SampleError` for a text that holds `<image>` and a document that comes to no tokens,
+    `FlamingoError` for a prompt longer than `max_length`.
     """
     _refuse_marks(document, name)
     pieces = list(template.write(document, _text(tokenizer.bos_token), _text(tokenizer.eos_token), complete))
@@ -101,8 +101,8 @@ def encode(
             f"use fewer shots or less text"
         )
     if not input_ids:
-        raise FlamingoError(
-            f"{name}: comes to no tokens (max_length={max_length}); it needs some text or an image"
+        raise SampleError(
+            f"{name}: comes to no tokens (max_length={max_length}); it needs some text or an image", "text"
         )
     labels[0] = IGNORED
     return Encoded(input_ids, labels, media_index, document.images[: current + 1], name)
@@ -131,9 +131,10 @@ def _piece_ids(pieces: list[Piece], tokenizer: PreTrainedTokenizerBase) -> list[
 def _refuse_marks(document: Document, name: str) -> None:
     for position, segment in enumerate(document):
         if not isinstance(segment, Image) and IMAGE_TOKEN in segment.text:
-            raise FlamingoError(
+            raise SampleError(
                 f"{name}: segment {position} is a text that contains {IMAGE_TOKEN}, the mark of an image; "
-                f"put an Image there, or remove the mark"
+                "put an Image there, or remove the mark",
+                "text",
             )
 
 

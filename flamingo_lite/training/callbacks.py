@@ -29,12 +29,13 @@ class Monitor(lightning.Callback):
 
     Columns: step, loss, learning_rate, gradient_norm, samples_per_second, tokens_per_second, seconds, and
     gate/<layer>/<branch>: tanh of the gate, the share with which the branch is added. Speeds are those since
-    the row before. Errors: `FlamingoError` when the loss is no number.
+    the row before. `more`: further columns, asked for at each row. Errors: `FlamingoError` when the loss is no number.
     """
 
-    def __init__(self, every: int, sinks: Sequence[Sink]) -> None:
+    def __init__(self, every: int, sinks: Sequence[Sink], more: Callable[[], Row] = dict) -> None:
         self.every = every
         self.sinks = list(sinks)
+        self.more = more
         self.rows: list[Row] = []
 
     def on_train_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
@@ -69,6 +70,7 @@ class Monitor(lightning.Callback):
             "tokens_per_second": self._tokens / (now - self._since),
             "seconds": now - self._start,
             **gate_columns(pl_module.model),
+            **self.more(),
         }
         if not math.isfinite(row["loss"]):
             raise FlamingoError(
@@ -142,30 +144,41 @@ class MetricsFile:
     """A sink: a CSV file with one line per row, appended as training goes, so that it can be read meanwhile.
 
     `resume_at`: rows after that step are dropped (training had gone on after the checkpoint it resumes from).
+    A row with a column that none had before (a new reason of rejects) has the file written anew.
     """
 
     def __init__(self, path: Path, resume_at: int = 0) -> None:
         self.path = path
+        self._columns: list[str] = []
         kept = [row for row in read_metrics(path) if row["step"] <= resume_at] if resume_at else []
         path.unlink(missing_ok=True)
         for row in kept:
             self(row)
 
     def __call__(self, row: Row) -> None:
-        is_first = not self.path.exists()
+        if added := [name for name in row if name not in self._columns]:
+            before = read_metrics(self.path)
+            self._columns += added
+            temporary = self.path.with_name(f".{self.path.name}.{os.getpid()}")
+            with temporary.open("w", newline="") as file:
+                csv.writer(file).writerow(self._columns)
+                for past in before:
+                    csv.writer(file).writerow(self._written(past))
+            temporary.replace(self.path)
         with self.path.open("a", newline="") as file:
-            writer = csv.writer(file)
-            if is_first:
-                writer.writerow(row)
-            writer.writerow(f"{value:.9g}" if isinstance(value, float) else value for value in row.values())
+            csv.writer(file).writerow(self._written(row))
+
+    def _written(self, row: Row) -> list[str | float]:
+        values = (row.get(name, "") for name in self._columns)
+        return [f"{value:.9g}" if isinstance(value, float) else value for value in values]
 
 
 def read_metrics(path: Path) -> list[Row]:
-    """The rows of a metrics file; none if there is no such file."""
+    """The rows of a metrics file; none if there is no such file. A row lacks the columns that it has no value for."""
     if not path.exists():
         return []
     with path.open(newline="") as file:
-        return [{name: float(value) for name, value in row.items()} for row in csv.DictReader(file)]
+        return [{name: float(value) for name, value in row.items() if value} for row in csv.DictReader(file)]
 
 
 def gate_columns(model: VisionLanguageModel) -> Row:

@@ -1,7 +1,7 @@
 """The thin LightningModule: one training step, one optimizer, and a checkpoint that holds what trains.
 
-The loss of an optimizer step is the sum over its trained-on tokens divided by their number, over all ranks
-and accumulated batches: a batch of long answers weighs more than one of short ones.
+The loss of an optimizer step is the (weighted) sum over its trained-on tokens divided by their number (or weights),
+over all ranks and accumulated batches: a batch of long answers weighs more than one of short ones.
 """
 
 from collections.abc import Mapping
@@ -12,7 +12,8 @@ import lightning.pytorch as lightning
 import torch
 from torch import Tensor, nn
 
-from flamingo_lite.batch import IGNORED, Batch
+from flamingo_lite.batch import IGNORED
+from flamingo_lite.data.prepared import PreparedBatch
 from flamingo_lite.errors import FlamingoError
 from flamingo_lite.models.model import VisionLanguageModel
 from flamingo_lite.models.policy import frozen_sha256
@@ -51,14 +52,16 @@ class TrainingModule(lightning.LightningModule):
         self._random_state: dict[str, Tensor] | None = None
         self._clear()
 
-    def training_step(self, batch: Batch, batch_index: int) -> Tensor:
-        tokens = (batch.labels[:, 1:] != IGNORED).sum()
+    def training_step(self, prepared: PreparedBatch, batch_index: int) -> Tensor:
+        batch, weights = prepared.batch, prepared.loss_weights
+        is_trained = batch.labels[:, 1:] != IGNORED
+        tokens = is_trained.sum() if weights is None else weights[:, 1:][is_trained].sum()
         # num_items=1 gives the sum; `configure_gradient_clipping` divides by the tokens of the whole step.
-        loss = self.model(**batch, num_items=1).loss
+        loss = self.model(**batch, loss_weights=weights, num_items=1).loss
         self._loss = self._loss.to(loss.device) + loss.detach()
         self._trained_tokens = self._trained_tokens.to(loss.device) + tokens
-        self._samples += batch.documents
-        self._tokens += int(batch.attention_mask.sum())
+        self._samples += prepared.documents
+        self._tokens += prepared.tokens
         return loss
 
     def configure_gradient_clipping(
@@ -68,9 +71,10 @@ class TrainingModule(lightning.LightningModule):
         gradient_clip_algorithm: str | None = None,
     ) -> None:
         """Lightning calls this once per optimizer step, gradients unscaled and reduced over the ranks."""
-        totals = torch.stack([self._loss, self._trained_tokens.to(self._loss.dtype)])
+        totals = torch.stack([self._loss, self._trained_tokens])
         totals = self.trainer.strategy.reduce(totals, reduce_op="sum")
-        loss_sum, trained_tokens = totals[0], totals[1].clamp(min=1)
+        # A step in which nothing is trained on has a loss of 0, not of nothing over nothing.
+        loss_sum, trained_tokens = totals[0], torch.where(totals[1] > 0, totals[1], 1)
         parameters = [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
         # Lightning has divided by the accumulated batches, and DDP by the ranks.
         scale = self.accumulate * self.trainer.world_size / trained_tokens
@@ -92,7 +96,9 @@ class TrainingModule(lightning.LightningModule):
         optimizer, schedule = build_optimizer(self.model, self.optimizer_config, self.steps, policy)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
-    def transfer_batch_to_device(self, batch: Batch, device: torch.device, dataloader_idx: int) -> Batch:
+    def transfer_batch_to_device(
+        self, batch: PreparedBatch, device: torch.device, dataloader_idx: int
+    ) -> PreparedBatch:
         return batch.to(device, non_blocking=True)
 
     def on_train_start(self) -> None:
@@ -111,7 +117,7 @@ class TrainingModule(lightning.LightningModule):
         self._random_state = checkpoint[RANDOM_STATE]
 
     def _clear(self) -> None:
-        self._loss, self._trained_tokens = torch.zeros(()), torch.zeros((), dtype=torch.int64)
+        self._loss, self._trained_tokens = torch.zeros(()), torch.zeros(())
         self._samples = self._tokens = 0
 
 

@@ -21,20 +21,26 @@ RESUME = ("auto", "never")
 
 @dataclass
 class StageConfig:
-    """What is learned: for how long, from how many documents a step, by which optimizer.
+    """What is learned: for how long, from how many rows a step, by which optimizer.
 
-    `start`: a saved model to continue from, instead of one built from the model's config. `max_length`:
-    documents are cut there (by default at the language model's context). `pack`: the documents of a batch share
-    rows, so that little is padding; refused by name where the language model cannot keep them apart.
+    `batch_size`: rows of one optimizer step, over all devices and accumulated batches; a row is a document, or several
+    where they are packed. `epochs`: how often each document comes, in place of `steps`; not with weighted sources.
+    `start`: a saved model to continue from, instead of one built from the model's config. `max_length`: documents are
+    cut there (by default at the language model's context), and packed rows are that long. `pack`: documents share
+    rows, so that little is padding; refused by name where the language model cannot keep them apart. `pack_window`:
+    consecutive documents that are packed together; `images_per_row`: at most (by default without limit).
     `policy`: what trains, unless empty in place of the model's own policy (model.policy, or that of `start`).
     `samples`: how many documents the trained model continues for the table in W&B.
     """
 
     steps: int = 300
+    epochs: int | None = None
     batch_size: int = 32
     max_length: int | None = None
     start: str | None = None
     pack: bool = False
+    pack_window: int = 1024
+    images_per_row: int | None = None
     log_every: int = 10
     checkpoint_every: int = 100
     samples: int = 8
@@ -42,16 +48,19 @@ class StageConfig:
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
 
     def __post_init__(self) -> None:
-        for name in ("steps", "batch_size", "log_every", "checkpoint_every"):
-            if getattr(self, name) < 1:
-                raise FlamingoError(f"stage.{name} is {getattr(self, name)}; expected 1 or more")
+        for name in (
+            *("steps", "epochs", "batch_size", "max_length", "pack_window", "images_per_row"),
+            *("log_every", "checkpoint_every"),
+        ):
+            if (value := getattr(self, name)) is not None and value < 1:
+                raise FlamingoError(f"stage.{name} is {value}; expected 1 or more")
 
 
 @dataclass
 class TrainerConfig:
     """Where and how it runs. `threads`: 0 = one per core; `workers`: processes that prepare batches.
 
-    A step takes `accumulate` batches of stage.batch_size documents each.
+    A step's rows go through each device in `accumulate` equal parts, one after the other.
     """
 
     accelerator: str = "auto"

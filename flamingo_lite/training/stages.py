@@ -12,7 +12,7 @@ import shutil
 import signal
 import time
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, cast
 
@@ -24,16 +24,17 @@ from torch import nn
 
 from flamingo_lite.checkpoints import io as checkpoints
 from flamingo_lite.data.make import available_cores
-from flamingo_lite.data.shards import Manifest, load_manifest, read_shards
-from flamingo_lite.errors import FlamingoError
-from flamingo_lite.evaluation.results import sha256_of_json, write_atomically
+from flamingo_lite.data.shards import Shards
+from flamingo_lite.document import Document
+from flamingo_lite.errors import FlamingoError, SampleError
+from flamingo_lite.evaluation.results import write_atomically
 from flamingo_lite.models.build import build, build_processor
 from flamingo_lite.models.language import context_length
 from flamingo_lite.models.model import VisionLanguageModel
 from flamingo_lite.models.policy import apply_policy, frozen_sha256, policy_table
 from flamingo_lite.processing import VisionLanguageProcessor
 from flamingo_lite.training.callbacks import Checkpoint, MetricsFile, Monitor, StepDisplay
-from flamingo_lite.training.datamodule import ShardDataModule
+from flamingo_lite.training.datamodule import Counting, ShardDataModule, open_sources, shards_sha256
 from flamingo_lite.training.display import ProgressDisplay
 from flamingo_lite.training.module import TrainingModule
 from flamingo_lite.training.samples import draw_samples
@@ -55,8 +56,8 @@ def run_stage(config: TrainingConfig, console: Console | None = None) -> Path:
     """
     console = console or Console()
     output = Path(config.output)
-    manifest = load_manifest(config.data.directory)
-    defining = identity(config, shards_sha256(manifest))
+    shards = open_sources(config.data)
+    defining = identity(config, {name: shards_sha256(s.manifest) for name, s in shards.items()})
     previous = _previous_run(output) if config.resume == "auto" else {}
     if previous:
         check_same_run(previous["identity"], defining, output)
@@ -74,18 +75,19 @@ def run_stage(config: TrainingConfig, console: Console | None = None) -> Path:
         _clear(output)
     _write_json(output / SUMMARY, {"finished": False, "identity": defining})
     write_atomically(output / CONFIG, OmegaConf.to_yaml(OmegaConf.structured(config)).encode())
-    module = TrainingModule(model, config.stage.optimizer, config.stage.steps, config.trainer.accumulate)
+    data = _data(config, shards, model, processor, console)
+    module = TrainingModule(model, config.stage.optimizer, data.steps, config.trainer.accumulate)
     with Tracker(config.wandb, output, dataclasses.asdict(config)) as tracker:
-        rows = _fit(config, module, processor, tracker, resume_from, console)
+        rows = _fit(config, module, data, tracker, resume_from, console)
         if frozen_sha256(model) != module.frozen_hashes:
             raise RuntimeError("training has changed parameters that the policy freezes: this is a bug")
         model.eval()
         checkpoints.save(model, processor, output / MODEL)
-        documents = read_shards(config.data.directory)
+        documents = readable(next(iter(shards.values())))
         nn.Module.to(model, torch_device(config.trainer.accelerator))
         samples = draw_samples(model, processor, documents, config.stage.samples)
-        tracker.log_samples(samples, config.stage.steps + 1)
-        figures = {"steps": config.stage.steps, "seconds": time.perf_counter() - started}
+        tracker.log_samples(samples, data.steps + 1)
+        figures = {"steps": data.steps, "seconds": time.perf_counter() - started}
         figures |= {"loss": rows[-1]["loss"]} if rows else {}
         tracker.summarize(figures)
     done = {"finished": True, "identity": defining, "frozen_sha256": module.frozen_hashes, **figures}
@@ -93,22 +95,40 @@ def run_stage(config: TrainingConfig, console: Console | None = None) -> Path:
     return output / MODEL
 
 
-def shards_sha256(manifest: Manifest) -> str:
-    """Identifies the data of a run: its shards' contents, in order."""
-    return sha256_of_json([shard.sha256 for shard in manifest.shards])
+def identity(config: TrainingConfig, shards: Mapping[str, str]) -> dict[str, Any]:
+    """What changes the numbers of a run, as plain JSON: its model, stage, seed, precision and data.
 
-
-def identity(config: TrainingConfig, manifest_sha256: str) -> dict[str, Any]:
-    """What changes the numbers of a run, as plain JSON: its model, stage, seed, precision and data."""
+    `shards`: what identifies the shards of each source. On how many devices and in how many parts a step is taken, and
+    by how many workers it is read, changes nothing.
+    """
     stage = dataclasses.asdict(config.stage)
-    silent = ("log_every", "checkpoint_every", "samples")
+    silent = ["log_every", "checkpoint_every", "samples"]
+    # Epochs decide the steps.
+    silent += ["steps"] if config.stage.epochs is not None else []
     return {
         "model": dataclasses.asdict(config.model),
         "stage": {name: value for name, value in stage.items() if name not in silent},
         "seed": config.seed,
-        "trainer": {name: getattr(config.trainer, name) for name in ("precision", "accumulate")},
-        "shards": manifest_sha256,
+        "trainer": {"precision": config.trainer.precision},
+        "data": {
+            "shuffle_shards": config.data.shuffle_shards,
+            "draft": config.data.draft,
+            "sources": {
+                name: {key: value for key, value in dataclasses.asdict(source).items() if key != "directory"}
+                for name, source in config.data.sources.items()
+            },
+        },
+        "shards": dict(shards),
     }
+
+
+def readable(shards: Shards) -> Iterator[Document]:
+    """The documents that can be read, in the order in which they lie."""
+    for index in range(len(shards)):
+        try:
+            yield shards[index][1]
+        except SampleError:
+            continue
 
 
 def check_same_run(before: Mapping[str, Any], now: Mapping[str, Any], output: Path) -> None:
@@ -122,47 +142,70 @@ def check_same_run(before: Mapping[str, Any], now: Mapping[str, Any], output: Pa
             )
 
 
+def _data(
+    config: TrainingConfig,
+    shards: Mapping[str, Shards],
+    model: VisionLanguageModel,
+    processor: VisionLanguageProcessor,
+    console: Console,
+) -> ShardDataModule:
+    display: list[ProgressDisplay] = []
+
+    def measuring(done: int, total: int) -> None:
+        if not display:
+            display.append(ProgressDisplay("measuring documents", total, console))
+            display[0].__enter__()
+        display[0].update(done)
+        if done == total:
+            display.pop().__exit__(None, None, None)
+
+    return ShardDataModule(
+        shards,
+        config.data,
+        config.stage,
+        processor,
+        config.seed,
+        max_length=config.stage.max_length or context_length(model.language.config),
+        accumulate=config.trainer.accumulate,
+        workers=config.trainer.workers,
+        output=Path(config.output),
+        progress=measuring,
+    )
+
+
 def _fit(
     config: TrainingConfig,
     module: TrainingModule,
-    processor: VisionLanguageProcessor,
+    data: ShardDataModule,
     tracker: Tracker,
     resume_from: Path | None,
     console: Console,
 ) -> list[dict[str, float]]:
-    output, stage = Path(config.output), config.stage
+    output, stage, steps = Path(config.output), config.stage, data.steps
     done = _steps_of(resume_from) if resume_from else 0
     if resume_from:
-        console.print(f"resuming {output} at step {done} of {stage.steps}")
-    display = ProgressDisplay("training", stage.steps, console, done)
+        console.print(f"resuming {output} at step {done} of {steps}")
+    display = ProgressDisplay("training", steps, console, done)
     step_display = StepDisplay(display)
-    monitor = Monitor(stage.log_every, [MetricsFile(output / METRICS, done), tracker.log, step_display])
+    sinks = [MetricsFile(output / METRICS, done), tracker.log, step_display]
+    monitor = Monitor(stage.log_every, sinks, data.consumption.columns)
+    # Counting comes first: a row, and a checkpoint, are to know of the batch that has just been trained on.
+    callbacks = [Counting(stage.log_every), monitor, step_display]
     trainer = lightning.Trainer(
         accelerator=config.trainer.accelerator,
         devices=1,
         precision=cast("Any", config.trainer.precision),
-        max_steps=stage.steps,
+        max_steps=steps,
         max_epochs=-1,
         accumulate_grad_batches=config.trainer.accumulate,
         deterministic=config.trainer.deterministic,
-        callbacks=[monitor, step_display, Checkpoint(output / CHECKPOINT, stage.checkpoint_every)],
+        callbacks=[*callbacks, Checkpoint(output / CHECKPOINT, stage.checkpoint_every)],
         logger=False,
         default_root_dir=output,
         enable_checkpointing=False,
         enable_progress_bar=False,
         enable_model_summary=False,
         use_distributed_sampler=False,
-    )
-    data = ShardDataModule(
-        config.data.directory,
-        processor,
-        batch_size=stage.batch_size,
-        seed=config.seed,
-        total=stage.steps * config.trainer.accumulate,
-        workers=config.trainer.workers,
-        max_length=stage.max_length or context_length(module.model.language.config),
-        pack=stage.pack,
-        skip=done * config.trainer.accumulate,
     )
     interrupt = signal.getsignal(signal.SIGINT)
     with display:

@@ -5,10 +5,11 @@ import io
 import json
 import os
 import pickle
+import random
 import tarfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import PIL.Image
 import pytest
@@ -18,16 +19,18 @@ from hypothesis import strategies as st
 
 from flamingo_lite.data.manifest import MANIFEST, load_manifest, sha256_of
 from flamingo_lite.data.samples import from_sample, to_sample
+from flamingo_lite.data.shard_index import index_bytes, sample_offsets
 from flamingo_lite.data.shards import (
+    Shard,
     Shards,
     ShardWriter,
     read_samples,
     read_shards,
-    sample_order,
     write_shards,
 )
+from flamingo_lite.data.stores import LocalStore
 from flamingo_lite.document import Document, Image, Text
-from flamingo_lite.errors import FlamingoError
+from flamingo_lite.errors import FlamingoError, SampleError
 
 
 def picture(number: int, kind: str = "JPEG") -> bytes:
@@ -105,9 +108,9 @@ def test_the_manifest_says_what_the_shards_are(directory: Path) -> None:
     for shard in manifest.shards:
         path = directory / shard.name
         assert (shard.bytes, shard.sha256) == (path.stat().st_size, sha256_of(path))
-    assert sorted(p.name for p in directory.iterdir()) == sorted(
-        [MANIFEST, *(s.name for s in manifest.shards)]
-    )
+    wanted = [name for shard in manifest.shards for name in (shard.name, f"{shard.name}.idx")]
+    assert sorted(p.name for p in directory.iterdir()) == sorted([MANIFEST, *wanted])
+    assert "offsets" not in (directory / MANIFEST).read_text()
 
 
 def test_the_same_documents_make_the_same_bytes(directory: Path, tmp_path: Path) -> None:
@@ -121,11 +124,10 @@ def test_without_a_seed_documents_come_in_the_order_written(directory: Path) -> 
     assert numbers(read_shards(directory)) == list(range(7))
 
 
-def test_the_order_is_a_function_of_seed_and_epoch() -> None:
-    orders = [tuple(sample_order(50, seed, epoch)) for seed in (0, 1) for epoch in (0, 1)]
+def test_the_order_is_a_function_of_seed_and_epoch(directory: Path) -> None:
+    orders = [tuple(numbers(read_shards(directory, seed, epoch))) for seed in (0, 1) for epoch in (0, 1)]
     assert len(set(orders)) == 4
-    assert all(sorted(order) == list(range(50)) for order in orders)
-    assert orders[0] == tuple(sample_order(50, 0, 0))
+    assert all(sorted(order) == list(range(7)) for order in orders)
 
 
 @settings(max_examples=20, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -173,7 +175,9 @@ def test_shards_are_not_overwritten_unasked(directory: Path) -> None:
 
 def test_overwriting_leaves_no_shard_of_before(directory: Path) -> None:
     write_shards(numbered(2), directory, samples_per_shard=3, overwrite=True)
-    assert sorted(path.name for path in directory.iterdir()) == ["shard-000000.tar", MANIFEST]
+    assert sorted(path.name for path in directory.iterdir()) == [
+        *("shard-000000.tar", "shard-000000.tar.idx", MANIFEST)
+    ]
     assert numbers(read_shards(directory)) == [0, 1]
 
 
@@ -218,7 +222,7 @@ def test_a_disk_that_fills_while_overwriting_keeps_the_old_shards(
     with pytest.raises(FlamingoError):
         write_shards(numbered(2), directory, overwrite=True)
     assert numbers(read_shards(directory)) == list(range(7))
-    assert len(list(directory.iterdir())) == 4
+    assert len(list(directory.iterdir())) == 7
 
 
 def test_a_failure_keeps_other_files_of_the_directory(tmp_path: Path) -> None:
@@ -299,7 +303,7 @@ def test_a_shard_name_that_leaves_the_directory_is_refused(name: str, directory:
 @pytest.mark.parametrize(
     "values",
     [
-        *({"samples": -1}, {"bytes": 1.5}, {"images": "3"}, {"sha256": "0"}, {"samples": 2}),
+        *({"samples": -1}, {"bytes": 1.5}, {"images": "3"}, {"sha256": "0"}),
         *(
             {"offsets": [0, 1, 2]},
             {"offsets": [0, 0, 512]},
@@ -324,13 +328,87 @@ def test_a_missing_shard_is_named(directory: Path) -> None:
 def test_a_truncated_shard_is_named(size: int, directory: Path) -> None:
     os.truncate(directory / "shard-000001.tar", size)
     with pytest.raises(FlamingoError, match="shard-000001.tar: truncated"):
+        load_manifest(directory)
+
+
+@pytest.mark.parametrize("size", [0, 100, 512, 3000, 5000])
+@pytest.mark.parametrize("indexed", [True, False])
+def test_a_truncated_shard_costs_its_tail_only(size: int, indexed: bool, directory: Path) -> None:
+    whole, shards = list(read_samples(directory)), Shards(directory)
+    ends = [int(offset) for offset in sample_offsets(shards.store, shards.manifest.shards[1])]
+    if not indexed:
+        (directory / "shard-000001.tar.idx").unlink()
+    os.truncate(directory / "shard-000001.tar", size)
+    shards = Shards(directory)
+    for index, pair in enumerate(whole):
+        if 3 <= index < 6 and ends[index - 3 + 1] > size:
+            with pytest.raises(SampleError, match="shard-000001.tar.*truncated") as caught:
+                _ = shards[index]
+            assert caught.value.reason == "truncated"
+        else:
+            assert shards[index] == pair
+
+
+@pytest.mark.parametrize("offsets", [[0, 512], [0, 512, 512, 1024], [0, 512, 1000, 2048], [0, 1, 2, 10**9]])
+def test_an_index_that_does_not_fit_is_named(offsets: list[int], directory: Path) -> None:
+    (directory / "shard-000001.tar.idx").write_bytes(index_bytes(offsets))
+    with pytest.raises(
+        FlamingoError, match="shard-000001.tar.idx: the index does not fit 3 samples"
+    ) as caught:
         list(read_shards(directory))
+    assert not isinstance(caught.value, SampleError)
+
+
+def test_shards_are_read_without_their_indexes_and_with_offsets_in_the_manifest(directory: Path) -> None:
+    shards = Shards(directory)
+    found = [sample_offsets(shards.store, shard).tolist() for shard in shards.manifest.shards]
+    for path in directory.glob("*.idx"):
+        path.unlink()
+    assert numbers(read_shards(directory)) == list(range(7))
+    assert [sample_offsets(shards.store, shard).tolist() for shard in shards.manifest.shards] == found
+    change_manifest(
+        directory, lambda m: [s.update(offsets=o[:-1]) for s, o in zip(m["shards"], found, strict=True)]
+    )
+    assert numbers(read_shards(directory)) == list(range(7))
+
+
+def failing_store(directory: Path, times: int) -> LocalStore:
+    """A store whose first openings fail, as a network's disk does."""
+    failures = iter(range(times))
+
+    class Failing(LocalStore):
+        def open(self, shard: Shard) -> BinaryIO:
+            if next(failures, None) is not None:
+                raise OSError(errno.EIO, os.strerror(errno.EIO))
+            return super().open(shard)
+
+    return Failing(directory)
+
+
+def test_a_transient_error_is_tried_again(directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("flamingo_lite.data.shards.PAUSES", (0.0, 0.0))
+    assert Shards(failing_store(directory, 2))[0][0] == "0000"
+
+
+def test_an_error_that_stays_stops_and_is_no_error_of_the_sample(
+    directory: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("flamingo_lite.data.shards.PAUSES", (0.0, 0.0))
+    with pytest.raises(FlamingoError, match="cannot be read .Input/output error, 3 times.") as caught:
+        _ = Shards(failing_store(directory, 3))[0]
+    assert not isinstance(caught.value, SampleError)
+
+
+def test_opening_a_manifest_looks_at_no_shard(directory: Path) -> None:
+    for path in directory.glob("*.tar"):
+        os.truncate(path, 0)
+    assert len(Shards(directory)) == 7
 
 
 def test_a_shard_cut_while_it_is_read_is_named(directory: Path) -> None:
     shards = Shards(directory)
     os.truncate(directory / "shard-000001.tar", 1024)
-    with pytest.raises(FlamingoError, match="shard-000001.tar: truncated"):
+    with pytest.raises(FlamingoError, match="shard-000001.tar: sample 0: truncated"):
         list(shards)
 
 
@@ -394,11 +472,11 @@ def test_members_that_are_no_json_and_no_image_are_never_decoded(tmp_path: Path)
 
 @pytest.mark.parametrize("mode", ["w:gz", "w:bz2", "w:xz"])
 def test_a_compressed_archive_is_not_inflated(mode: str, tmp_path: Path) -> None:
-    directory = foreign_shard(tmp_path / "f", {"a.json": b"0" * 100_000}, mode)
+    directory = foreign_shard(tmp_path / "f", {"a.json": random.Random(0).randbytes(2000)}, mode)
     with pytest.raises(FlamingoError, match="foreign.tar: not the tar"):
         list(read_shards(directory))
     change_manifest(directory, lambda m: m["shards"][0].update(offsets=[0]))
-    with pytest.raises(FlamingoError, match="foreign.tar: sample 0 is damaged"):
+    with pytest.raises(FlamingoError, match="foreign.tar: sample 0, byte 0: no header of a plain tar"):
         list(read_shards(directory))
 
 

@@ -15,6 +15,7 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM
 
 from flamingo_lite.batch import Batch
+from flamingo_lite.data.packing import pack
 from flamingo_lite.document import Document, Image, Text
 from flamingo_lite.errors import FlamingoError
 from flamingo_lite.models.build import build
@@ -170,7 +171,8 @@ def test_packing_keeps_documents_apart(
 ) -> None:
     documents = [make(segments, image_of) for segments in layouts]
     apart = logits_of(either, processor(documents, padding_side="right"))
-    batch = processor.collate(processor.encode_all(documents), pack=True)
+    encoded = processor.encode_all(documents)
+    batch = processor.collate(encoded, places=pack([len(document) for document in encoded]))
     with torch.no_grad():
         packed = either(**batch).logits
     assert batch.segment_ids is not None
@@ -183,7 +185,8 @@ def test_positions_restart_in_packed_rows_that_bring_none(
     model: VisionLanguageModel, processor: VisionLanguageProcessor, image_of: Callable[[int], Image]
 ) -> None:
     documents = [make([0, "abcdef", 1, "bc"], image_of), make(["a", 2], image_of), make(["bc"], image_of)]
-    batch = processor.collate(processor.encode_all(documents), pack=True)
+    encoded = processor.encode_all(documents)
+    batch = processor.collate(encoded, places=pack([len(document) for document in encoded]))
     with torch.no_grad():
         given, derived = (model(**fields).logits for fields in (batch, {**batch, "position_ids": None}))
     assert torch.equal(given[batch.attention_mask], derived[batch.attention_mask])

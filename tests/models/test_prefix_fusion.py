@@ -12,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from transformers import AutoConfig, AutoModelForCausalLM
 
+from flamingo_lite.data.packing import pack
 from flamingo_lite.document import Document, Image
 from flamingo_lite.errors import FlamingoError
 from flamingo_lite.models.build import build
@@ -96,7 +97,8 @@ def test_packing_keeps_documents_apart(
 ) -> None:
     documents = [make(segments, image_of) for segments in layouts]
     apart = logits_of(either, prefix_processor(documents, padding_side="right"))
-    batch = prefix_processor.collate(prefix_processor.encode_all(documents), pack=True)
+    encoded = prefix_processor.encode_all(documents)
+    batch = prefix_processor.collate(encoded, places=pack([len(document) for document in encoded]))
     with torch.no_grad():
         packed = either(**batch).logits
     assert batch.segment_ids is not None

@@ -1,7 +1,10 @@
 """A whole run of training, on tiny random backbones: what it leaves, what it repeats, how it resumes."""
 
 import json
+import math
+import os
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -9,7 +12,8 @@ import torch
 from safetensors.torch import load_file
 
 from flamingo_lite.checkpoints.io import load
-from flamingo_lite.errors import FlamingoError
+from flamingo_lite.data.shards import Shards
+from flamingo_lite.errors import FlamingoError, SampleError
 from flamingo_lite.models.build import build
 from flamingo_lite.models.policy import frozen_sha256
 from flamingo_lite.training import stages
@@ -60,11 +64,14 @@ def test_one_seed_gives_identical_losses_whatever_the_workers(recipe: Recipe, tm
     assert all(torch.equal(first[name], second[name]) for name in first)
 
 
-def test_packing_leaves_the_losses_as_they_are(recipe: Recipe, tmp_path: Path) -> None:
-    apart, packed = tmp_path / "apart", tmp_path / "packed"
-    run_stage(recipe(apart))
-    run_stage(recipe(packed, pack=True))
-    assert losses(packed) == pytest.approx(losses(apart), rel=1e-4)
+def test_packing_leaves_the_loss_of_an_epoch_as_it_is(recipe: Recipe, tmp_path: Path) -> None:
+    run_stage(recipe(tmp_path / "apart", epochs=1, batch_size=23))
+    run_stage(recipe(tmp_path / "packed", epochs=1, batch_size=23, pack=True))
+    apart, packed = (read_metrics(tmp_path / name / "metrics.csv") for name in ("apart", "packed"))
+    assert len(apart) == len(packed) == 1
+    assert packed[0]["loss"] == pytest.approx(apart[0]["loss"], rel=1e-4)
+    assert apart[0]["documents"] == packed[0]["documents"] == 23
+    assert 0 < packed[0]["fill_rate"] <= 1 and "fill_rate" not in apart[0]
 
 
 class Interrupted(Exception):
@@ -141,16 +148,56 @@ def test_a_run_starts_from_a_saved_model(recipe: Recipe, tmp_path: Path) -> None
     assert losses(tmp_path / "second")[0] < 0.8 * losses(tmp_path / "first")[0]
 
 
-def test_a_damaged_shard_is_one_error_also_from_a_worker(recipe: Recipe, tmp_path: Path) -> None:
+def spoilt(recipe: Recipe, tmp_path: Path, spoil: Callable[[Path], None]) -> None:
+    """The recipe's shards, with one of them changed."""
     damaged = tmp_path / "shards"
     shutil.copytree(recipe.shards, damaged)
-    shard = next(damaged.glob("*.tar"))
-    data = bytearray(shard.read_bytes())
-    data[:2000] = bytes(2000)
-    shard.write_bytes(data)
+    spoil(damaged / "shard-000001.tar")
     recipe.shards = damaged
-    with pytest.raises(FlamingoError, match="damaged") as raised:
-        run_stage(recipe(tmp_path / "run", workers=1))
+
+
+@pytest.mark.parametrize("pack", [False, True])
+def test_samples_that_cannot_be_used_are_counted_and_written_down(
+    recipe: Recipe, tmp_path: Path, pack: bool
+) -> None:
+    spoilt(recipe, tmp_path, lambda shard: os.truncate(shard, 2 * shard.stat().st_size // 3))
+    lost = [r for r in outcomes(recipe.shards) if r is not None]
+    run_stage(recipe(tmp_path / "run", epochs=2, batch_size=4, pack=pack, workers=1))
+    row = read_metrics(tmp_path / "run" / "metrics.csv")[-1]
+    assert (row["documents"], row["rejects/truncated"]) == (46, 2 * len(lost))
+    lines = [json.loads(line) for line in (tmp_path / "run" / "rejects.jsonl").read_text().splitlines()]
+    assert {line["reason"] for line in lines} == {"truncated"} and len(lines) == 2 * len(lost) > 0
+    assert {(line["source"], line["shard"]) for line in lines} == {("data", "shard-000001.tar")}
+    assert all(math.isfinite(loss) for loss in losses(tmp_path / "run"))
+
+
+def outcomes(directory: Path) -> list[str | None]:
+    """Why each sample cannot be read, None if it can."""
+    shards, found = Shards(directory), []
+    for index in range(len(shards)):
+        try:
+            _ = shards[index]
+            found.append(None)
+        except SampleError as error:
+            found.append(error.reason)
+    return found
+
+
+def test_a_run_of_rejects_stops_in_one_line(recipe: Recipe, tmp_path: Path) -> None:
+    spoilt(recipe, tmp_path, lambda shard: os.truncate(shard, 0))
+    os.truncate(recipe.shards / "shard-000000.tar", 0)
+    config = recipe(tmp_path / "run", epochs=5)
+    config.data.max_rejects_in_a_row = 5
+    with pytest.raises(FlamingoError, match="5 samples in a row could not be used.*truncated.*rejects.jsonl"):
+        run_stage(config)
+
+
+def test_an_error_that_is_no_samples_own_stops_in_one_line_also_from_a_worker(
+    recipe: Recipe, tmp_path: Path
+) -> None:
+    spoilt(recipe, tmp_path, lambda shard: shard.with_name(f"{shard.name}.idx").write_bytes(b"none"))
+    with pytest.raises(FlamingoError, match=r"shard-000001.tar.idx: the index does not fit") as raised:
+        run_stage(recipe(tmp_path / "run", epochs=1, workers=1))
     assert "Traceback" not in str(raised.value)
     assert not (tmp_path / "run" / "flamingo").exists()
 

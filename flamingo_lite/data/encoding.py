@@ -1,0 +1,53 @@
+"""A document of a source as numbers for training: the source's template, and what makes a document of no use."""
+
+from collections.abc import Mapping
+from dataclasses import fields, replace
+from typing import Any
+
+from flamingo_lite.batch import IGNORED
+from flamingo_lite.document import Document
+from flamingo_lite.errors import FlamingoError, SampleError
+from flamingo_lite.names import unknown
+from flamingo_lite.processing import VisionLanguageProcessor
+from flamingo_lite.text.template import Template
+from flamingo_lite.text.tokenizer import Encoded
+
+OF_THE_MODEL = "image_tokens"
+"""The field of a template that a source may not change: the model's connector decides it."""
+
+
+def source_template(processor: VisionLanguageProcessor, changes: Mapping[str, Any], source: str) -> Template:
+    """The processor's template with a source's changes.
+
+    Errors: `FlamingoError` naming the source and a field that does not exist, that is the model's to decide, or whose
+    token the tokenizer lacks.
+    """
+    names = [field.name for field in fields(Template) if field.name != OF_THE_MODEL]
+    for name in changes:
+        if name not in names:
+            raise unknown(f"field in data.sources.{source}.template:", name, names)
+    template = replace(processor.template, **changes)
+    known = processor.tokenizer.get_vocab()
+    if missing := [token for token in template.special_tokens if token not in known]:
+        raise FlamingoError(
+            f"data.sources.{source}.template: the tokenizer has no token {missing[0]!r}; "
+            "expected one that the model's own template or the tokenizer has"
+        )
+    return template
+
+
+def encode_for_training(
+    processor: VisionLanguageProcessor,
+    document: Document,
+    template: Template,
+    max_length: int | None,
+    name: str,
+) -> Encoded:
+    """The complete document, cut at `max_length`. Errors: `SampleError` when nothing of it could be trained on."""
+    encoded = processor.encode(document, True, max_length, name, template)
+    if all(label == IGNORED for label in encoded.labels):
+        raise SampleError(
+            f"{name}: none of its {len(encoded)} tokens is trained on; expected a text with loss within max_length",
+            "no_labels",
+        )
+    return encoded

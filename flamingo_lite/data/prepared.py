@@ -1,0 +1,77 @@
+"""A batch as it leaves a worker: what the model eats, where it came from, and what could not be used.
+
+Shape letters: b batch, t text positions.
+"""
+
+from dataclasses import dataclass, replace
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from flamingo_lite.batch import Batch
+from flamingo_lite.data.batches import Position
+
+NO_SOURCE = -1  # the source id of a position that belongs to no document
+
+
+class Reject(NamedTuple):
+    """A sample that was not used. `key`: its own, or its number in the shard where that is not known."""
+
+    source: str
+    shard: str
+    key: str
+    reason: str
+    message: str
+
+
+class Used(NamedTuple):
+    """A sample that was used, by name."""
+
+    source: str
+    shard: str
+    key: str
+
+
+@dataclass
+class PreparedBatch:
+    """`batch`, and beside it for each position the number of its source and what it counts in the loss (None: all 1).
+
+    `samples`: the documents of the batch; `rejects`: those that are missing from it; `outcomes`: for all of them in
+    the plan's order, whether each was used. `capacity`: the positions that its rows could have held, None where
+    rows are not packed. `position`: where the run stands after this batch, None inside an accumulated step.
+    """
+
+    batch: Batch
+    source_ids: Tensor  # (b t) int64, NO_SOURCE on padding
+    loss_weights: Tensor | None = None  # (b t) float
+    samples: tuple[Used, ...] = ()
+    rejects: tuple[Reject, ...] = ()
+    outcomes: tuple[bool, ...] = ()
+    capacity: int | None = None
+    tokens: int = 0
+    position: Position | None = None
+
+    @property
+    def documents(self) -> int:
+        return len(self.samples)
+
+    def to(self, device: torch.device | str | int, non_blocking: bool = False) -> "PreparedBatch":
+        """The batch on another device."""
+        weights = self.loss_weights
+        return replace(
+            self,
+            batch=self.batch.to(device, non_blocking),
+            source_ids=self.source_ids.to(device, non_blocking=non_blocking),
+            loss_weights=None if weights is None else weights.to(device, non_blocking=non_blocking),
+        )
+
+    def pin_memory(self) -> "PreparedBatch":
+        """The batch in page-locked memory (torch's DataLoader calls this)."""
+        weights = self.loss_weights
+        return replace(
+            self,
+            batch=self.batch.pin_memory(),
+            source_ids=self.source_ids.pin_memory(),
+            loss_weights=None if weights is None else weights.pin_memory(),
+        )
