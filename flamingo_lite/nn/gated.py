@@ -149,9 +149,13 @@ class CrossAttention(nn.Module):
         )
         return _normed(key, self.norm_key).contiguous(), value.contiguous()
 
-    def forward(self, x: Tensor, key: Tensor, value: Tensor, layout: MediaLayout | PreviousLayout) -> Tensor:
+    def query(self, x: Tensor) -> Tensor:
+        """Text (b t d) -> normed queries (b t h e)."""
         query = rearrange(self.to_q(self.norm(x)), "b t (h e) -> b t h e", h=self.heads)
-        query = _normed(query, self.norm_query)
+        return _normed(query, self.norm_query)
+
+    def forward(self, x: Tensor, key: Tensor, value: Tensor, layout: MediaLayout | PreviousLayout) -> Tensor:
+        query = self.query(x)
         return self.to_out(rearrange(attend(query, key, value, layout), "b t h e -> b t (h e)"))
 
 
