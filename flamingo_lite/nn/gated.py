@@ -121,10 +121,15 @@ def gated(x: Tensor, update: Tensor, gate: Tensor) -> Tensor:
     return x + gate.tanh() * update
 
 
+def opened(gate: Tensor) -> Tensor:
+    """How far a gate is open, a scalar on its device: tanh of a scalar one, the root mean square of a vector's tanh."""
+    tanh = whole(gate.detach()).float().tanh()
+    return tanh.squeeze() if tanh.numel() == 1 else tanh.square().mean().sqrt()
+
+
 def gate_value(gate: Tensor) -> float:
-    """How far a gate is open: tanh of a scalar one, the root mean square of a vector's tanh."""
-    opened = whole(gate.detach()).float().tanh()
-    return opened.item() if opened.numel() == 1 else opened.square().mean().sqrt().item()
+    """`opened` as a number."""
+    return opened(gate).item()
 
 
 class CrossAttention(nn.Module):

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from flamingo_lite.evaluation.panels import column_part
+from flamingo_lite.training.sharding import local
 
 Groups = Mapping[str, Sequence[Tensor]]
 
@@ -34,7 +35,7 @@ def learning_rates(optimizer: torch.optim.Optimizer) -> dict[str, float]:
 
 def squared_norm(tensors: Iterable[Tensor]) -> Tensor:
     """The sum of the squares of all numbers, a float32 scalar: on a rank that holds shares, of its own shares."""
-    norms = torch._foreach_norm([_own_share(tensor) for tensor in tensors], dtype=torch.float32)
+    norms = torch._foreach_norm([local(tensor).detach() for tensor in tensors], dtype=torch.float32)
     return torch.stack(norms).square().sum() if norms else torch.zeros(())
 
 
@@ -58,12 +59,12 @@ class GroupNorms:
         for name, parameters in self._groups.items():
             gradients = [p.grad for p in parameters if p.grad is not None]
             self._squares[f"gradient_norm/{name}"] = squared_norm(gradients)
-            self._copies[name] = [_own_share(p).clone() for p in parameters]
+            self._copies[name] = [local(p).detach().clone() for p in parameters]
 
     @torch.no_grad()
     def after(self) -> None:
         for name, copies in self._copies.items():
-            now = [_own_share(parameter) for parameter in self._groups[name]]
+            now = [local(parameter).detach() for parameter in self._groups[name]]
             self._squares[f"weight_norm/{name}"] = squared_norm(now)
             # In place of the copies: a difference needs no memory of its own.
             torch._foreach_sub_(copies, now)
@@ -83,9 +84,4 @@ class GroupNorms:
 
 
 def _is_shared(tensor: Tensor) -> bool:
-    return hasattr(tensor, "to_local")
-
-
-def _own_share(tensor: Tensor) -> Tensor:
-    shared: Any = tensor
-    return (shared.to_local() if _is_shared(tensor) else tensor).detach()
+    return local(tensor) is not tensor

@@ -27,7 +27,7 @@ from flamingo_lite.models.model import VisionLanguageModel
 from flamingo_lite.models.policy import apply_policy, frozen_sha256, policy_table
 from flamingo_lite.processing import VisionLanguageProcessor
 from flamingo_lite.training.beginning import METRICS, Beginning, as_yaml, begin, identity, write_summary
-from flamingo_lite.training.callbacks import MetricsFile, Monitor, StepDisplay
+from flamingo_lite.training.callbacks import MetricsFile, StepDisplay
 from flamingo_lite.training.checkpointing import (
     FOLDER,
     CheckpointKeeper,
@@ -40,6 +40,7 @@ from flamingo_lite.training.display import ProgressDisplay
 from flamingo_lite.training.interrupts import StopOnSignal
 from flamingo_lite.training.launch import is_supervised, launch, leave_with_supervisor
 from flamingo_lite.training.module import TrainingModule
+from flamingo_lite.training.monitor import Monitor
 from flamingo_lite.training.parallel import build_trainer, one_line_failures
 from flamingo_lite.training.ranks import Ranks, join, started_ranks
 from flamingo_lite.training.samples import draw_samples
@@ -187,7 +188,9 @@ def _fit(
     display = ProgressDisplay("training", steps, console, done)
     step_display = StepDisplay(display)
     sinks = [MetricsFile(output / METRICS, done), tracker.log, step_display] if module.ranks.is_first else []
-    monitor = Monitor(stage.log_every, sinks, data.consumption.columns)
+    monitor = Monitor(
+        [stage.log_every], sinks, [source.name for source in data.sources], [data.consumption.columns]
+    )
     files = VerifiedCheckpointIO()
     keeper = CheckpointKeeper(output / FOLDER, stage.checkpoint_every, stage.keep, files, _saying(console))
     # Counting comes first: a row, and a checkpoint, are to know of the batch that has just been trained on.

@@ -6,7 +6,6 @@ Padding, and layers that are computed a second time, are no use and are left out
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -17,6 +16,7 @@ from flamingo_lite.batch import IGNORED
 from flamingo_lite.models.adapters import has_quantized
 from flamingo_lite.models.language import context_length
 from flamingo_lite.models.model import VisionLanguageModel
+from flamingo_lite.training.sharding import skeleton
 from flamingo_lite.training.trial import StepShape, run_trial, step_inputs
 
 PEAK_FLOPS = {
@@ -68,11 +68,8 @@ def step_flops(model: VisionLanguageModel, precision: str) -> StepFlops | None:
     """The arithmetic of `model` as it trains now; None for quantized weights, which no fake tensor stands for."""
     if has_quantized(model):
         return None
-    weights = list(dict.fromkeys(model.parameters()))
-    # A copy in which every weight is one without numbers: run_trial replaces the weights of what it is given.
-    meta = {id(p): torch.nn.Parameter(p.detach().to("meta"), requires_grad=p.requires_grad) for p in weights}
-    buffers = {id(buffer): buffer.to("meta") for buffer in model.buffers()}
-    skeleton = copy.deepcopy(model, memo={**meta, **buffers}).train()
+    # A copy: run_trial replaces the weights of what it is given.
+    bare = skeleton(model).train()
     marks = model.connector.tokens if model.fusion.replaces_marks else 1
     limit = context_length(model.language.config)
     shortest = marks * MOST_IMAGES
@@ -82,9 +79,9 @@ def step_flops(model: VisionLanguageModel, precision: str) -> StepFlops | None:
     shapes = [
         StepShape(length, images, precision) for length in lengths for images in range(1, MOST_IMAGES + 1)
     ]
-    works = [_work(skeleton, shape) for shape in shapes]
+    works = [_work(bare, shape) for shape in shapes]
     head = head_flops(model)
-    found = [sum(run_trial(skeleton, shape, 1).flops.values()) for shape in shapes]
+    found = [sum(run_trial(bare, shape, 1).flops.values()) for shape in shapes]
     rest = [flops - head * work.trained for flops, work in zip(found, works, strict=True)]
     return StepFlops(_fitted([work.features for work in works], rest), head)
 
@@ -106,3 +103,26 @@ def _fitted(features: Sequence[Sequence[float]], values: Sequence[float]) -> tup
     matrix = np.asarray(features, dtype=np.float64)
     scale = matrix.max(axis=0)  # a pair of tokens is counted in thousands, an image in ones
     return tuple(np.linalg.lstsq(matrix / scale, np.asarray(values), rcond=None)[0] / scale)
+
+
+@dataclass
+class Utilization:
+    """Work added up, and the share of `peak` (operations a second of all devices) that it took."""
+
+    flops: StepFlops
+    peak: float
+
+    def share(self, works: Sequence[Work], seconds: float) -> float:
+        return sum(map(self.flops, works)) / (self.peak * seconds)
+
+
+def utilization(
+    model: VisionLanguageModel, precision: str, device: torch.device, peak: float | None, devices: int
+) -> Utilization | None:
+    """For `devices` devices like `device`; `peak`: operations a second of one, by default what is known of it.
+
+    None where no peak is known, or what a step takes cannot be counted.
+    """
+    peak = peak or known_peak(device, precision)
+    flops = step_flops(model, precision) if peak else None
+    return Utilization(flops, peak * devices) if peak and flops else None
