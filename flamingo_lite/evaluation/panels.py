@@ -60,10 +60,15 @@ SECTIONS: dict[str, tuple[Panel, ...]] = {
             is_logarithmic=True,
         ),
         Panel(
-            "update norm", ("update_norm/*",), "how far a step moved each group's weights", is_logarithmic=True
+            "update norm",
+            ("update_norm/*",),
+            "how far a step moved each group's weights",
+            is_logarithmic=True,
         ),
         Panel(
-            "weight norm", ("weight_norm/*",), "of each group's weights, which an update is to be compared with"
+            "weight norm",
+            ("weight_norm/*",),
+            "of each group's weights, which an update is to be compared with",
         ),
     ),
     "Images": (

@@ -12,12 +12,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from omegaconf import OmegaConf
 
 from flamingo_lite.errors import FlamingoError
 from flamingo_lite.evaluation.results import write_atomically
+from flamingo_lite.training.asides import FEW_SHOT
 from flamingo_lite.training.checkpointing import FOLDER, Say, latest_checkpoint, read_record
 from flamingo_lite.training.rejects import REJECTS, drop_rejects_after
+from flamingo_lite.training.samples import GENERATIONS, PICTURES
 from flamingo_lite.training.settings import MODEL, TrainingConfig
 from flamingo_lite.training.skipping import FILE as SKIPPED_FILE
 from flamingo_lite.training.tracking import forget_run
@@ -25,6 +28,7 @@ from flamingo_lite.training.tracking import forget_run
 METRICS = "metrics.csv"
 CONFIG = "config.yaml"
 SUMMARY = "training.json"
+WANDB_RUN = "wandb_run_id"
 
 
 @dataclass(frozen=True)
@@ -58,6 +62,14 @@ def begin(config: TrainingConfig, defining: Mapping[str, Any], say: Say) -> Begi
     return Beginning(checkpoint=checkpoint, step=record.step if record else 0)
 
 
+def recorded_run_id(checkpoint: Path | None) -> str | None:
+    """The W&B run that a checkpoint belongs to, if any."""
+    if checkpoint is None:
+        return None
+    # Mapped: the weights stay on the disk.
+    return torch.load(checkpoint, map_location="cpu", weights_only=True, mmap=True).get(WANDB_RUN)
+
+
 def write_summary(output: Path, value: Mapping[str, Any]) -> None:
     """What says whether the run in `output` is finished, and which one it is."""
     write_atomically(output / SUMMARY, (json.dumps(value, indent=1) + "\n").encode())
@@ -75,7 +87,8 @@ def identity(config: TrainingConfig, shards: Mapping[str, str]) -> dict[str, Any
     by how many workers it is read, changes nothing.
     """
     stage = dataclasses.asdict(config.stage)
-    silent = ["log_every", "checkpoint_every", "samples", "keep", "max_skipped_steps"]
+    silent = ["log_every", "checkpoint_every", "keep", "max_skipped_steps"]
+    silent += ["samples", "samples_every", "evaluate_every", "evaluation"]
     # Epochs decide the steps.
     silent += ["steps"] if config.stage.epochs is not None else []
     return {
@@ -119,9 +132,9 @@ def _previous_run(output: Path) -> dict[str, Any]:
 
 def _clear(output: Path) -> None:
     """Removes what an earlier run left under names that this one will write."""
-    for name in (MODEL, FOLDER):
+    for name in (MODEL, FOLDER, FEW_SHOT, PICTURES):
         shutil.rmtree(output / name, ignore_errors=True)
-    for name in (METRICS, SUMMARY, CONFIG, SKIPPED_FILE, REJECTS):
+    for name in (METRICS, SUMMARY, CONFIG, SKIPPED_FILE, REJECTS, GENERATIONS):
         (output / name).unlink(missing_ok=True)
     forget_run(output)
 

@@ -76,14 +76,17 @@ def step_flops(model: VisionLanguageModel, precision: str) -> StepFlops | None:
     lengths = [max(length, shortest) + length for length in LENGTHS]
     if limit is not None and max(lengths) > limit:
         lengths = [limit // 2, limit]
-    shapes = [
-        StepShape(length, images, precision) for length in lengths for images in range(1, MOST_IMAGES + 1)
-    ]
+    sizes = [(lengths[0], 1), (lengths[1], 1), (lengths[1], MOST_IMAGES)]
+    if model.fusion.sees == "all_previous":  # alone, a position's arithmetic grows with the images before it
+        sizes.append((lengths[0], MOST_IMAGES))
+    shapes = [StepShape(length, images, precision) for length, images in sizes]
     works = [_work(bare, shape) for shape in shapes]
     head = head_flops(model)
     found = [sum(run_trial(bare, shape, 1).flops.values()) for shape in shapes]
     rest = [flops - head * work.trained for flops, work in zip(found, works, strict=True)]
-    return StepFlops(_fitted([work.features for work in works], rest), head)
+    # The last feature is left out where nothing was varied that would tell it from the others.
+    shares = _fitted([work.features[: len(works)] for work in works], rest)
+    return StepFlops((*shares, *[0.0] * (4 - len(shares))), head)
 
 
 def head_flops(model: VisionLanguageModel) -> float:
