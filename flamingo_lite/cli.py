@@ -12,7 +12,7 @@ from types import ModuleType
 from typing import NoReturn
 
 import flamingo_lite
-from flamingo_lite.commands import data_check, data_make, evaluate, export, plan, quickstart, report, train
+from flamingo_lite.commands import dashboard, data_check, data_make, evaluate, export, plan, quickstart, report, train
 from flamingo_lite.errors import PREFIX, FlamingoError
 from flamingo_lite.names import unknown
 
@@ -25,6 +25,7 @@ COMMANDS: dict[str, ModuleType] = {
     "report": report,
     "export": export,
     "plan": plan,
+    "dashboard": dashboard,
 }
 
 # Read when the libraries are imported: no bars for files of a few MB, no warning about forked tokenizers.

@@ -1,6 +1,7 @@
 """W&B offline: a run that can be read back, and added to later; and what happens when a server does not answer."""
 
 import json
+import re
 import shutil
 import socket
 import time
@@ -16,10 +17,11 @@ import wandb
 from flamingo_lite.data.make import DataConfig
 from flamingo_lite.data.mixing import SourceConfig
 from flamingo_lite.evaluation.grid import EvaluationConfig
-from flamingo_lite.evaluation.panels import PANELS
+from flamingo_lite.evaluation.panels import IMAGES, PANELS, SAMPLES
 from flamingo_lite.evaluation.results import load_samples
 from flamingo_lite.training.callbacks import read_metrics
 from flamingo_lite.training.checkpointing import sha256_of
+from flamingo_lite.training.dashboard import specification
 from flamingo_lite.training.samples import read_samples
 from flamingo_lite.training.stages import run_stage
 from flamingo_lite.training.tracking import Tracker, WandbConfig, code_version, continue_run
@@ -147,8 +149,33 @@ def test_an_offline_run_holds_every_column_of_the_metrics_file(tracked: Tracked)
 def test_every_column_has_a_panel_and_every_panel_a_column(tracked: Tracked) -> None:
     columns = {name for row in read_metrics(tracked.output / "metrics.csv") for name in row} - {"step"}
     assert {c for c in columns if not any(panel.shows(c) for panel in PANELS)} == set()
-    elsewhere = {"fusion.sees=all_previous", "prefix fusion", "a CUDA device"}
-    assert {p.title for p in PANELS if not p.found(columns) and p.needs not in elsewhere} == set()
+    assert {p.title for p in PANELS if not p.found(columns) and p.needs not in ELSEWHERE} == set()
+
+
+def test_every_metric_that_the_dashboard_names_is_logged(tracked: Tracked) -> None:
+    logged = {name for row in tracked.history for name in row}
+    elsewhere = {panel.title for panel in PANELS if panel.needs in ELSEWHERE}
+    plots = [panel for panel in dashboard_panels() if panel["config"].get("chartTitle") not in elsewhere]
+    assert [panel["config"] for panel in plots if not shown(panel, logged)] == []
+    assert {SAMPLES + "/path", IMAGES + "/filenames"} <= logged
+
+
+ELSEWHERE = ("fusion.sees=all_previous", "prefix fusion", "a CUDA device")
+"""What the run of these tests has not, by how panels say that they need it."""
+
+
+def dashboard_panels() -> list[dict[str, Any]]:
+    """The panels of the workspace that show lines."""
+    found = json.loads(specification("", "project"))["workspace"]["spec"]["section"]["panelBankConfig"]
+    panels = [panel for section in found["sections"] for panel in section["panels"]]
+    return [panel for panel in panels if panel["viewType"] == "Run History Line Plot"]
+
+
+def shown(panel: dict[str, Any], logged: set[str]) -> bool:
+    config = panel["config"]
+    if config.get("useMetricRegex"):
+        return any(re.search(config["metricRegex"], name) for name in logged)
+    return set(config["metrics"]) <= logged
 
 
 def test_losses_and_rates_are_told_by_source_and_by_group(tracked: Tracked) -> None:
