@@ -43,4 +43,4 @@ def sums_by_source(token_losses: Tensor, labels: Tensor, source_ids: Tensor, sou
     # What is of no source goes to one more, so that no size hangs on what is in the tensors: that would wait for them.
     place = torch.where(is_trained & (source_ids >= 0), source_ids, sources).flatten()
     values = torch.stack([token_losses.float().flatten(), torch.ones_like(place, dtype=torch.float32)])
-    return values.new_zeros(2, sources + 1).index_add_(1, place, values)[:, :sources]
+    return values.new_zeros(2, sources + 1).index_add_(1, place, values)[:, :sources].contiguous()
