@@ -12,7 +12,18 @@ from types import ModuleType
 from typing import NoReturn
 
 import flamingo_lite
-from flamingo_lite.commands import dashboard, data_check, data_make, evaluate, export, plan, quickstart, report, train
+from flamingo_lite.commands import (
+    dashboard,
+    data_check,
+    data_index,
+    data_make,
+    evaluate,
+    export,
+    plan,
+    quickstart,
+    report,
+    train,
+)
 from flamingo_lite.errors import PREFIX, FlamingoError
 from flamingo_lite.names import unknown
 
@@ -20,6 +31,7 @@ COMMANDS: dict[str, ModuleType] = {
     "quickstart": quickstart,
     "data make": data_make,
     "data check": data_check,
+    "data index": data_index,
     "train": train,
     "eval": evaluate,
     "report": report,

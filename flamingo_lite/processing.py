@@ -199,7 +199,7 @@ class VisionLanguageProcessor(ProcessorMixin):
 
     def _pixels(self, images: Sequence[tuple[Image, Encoded]], draft: bool = False) -> Tensor:
         height, width = self.image_transform.size
-        pixels = _empty((len(images), 3, height, width))
+        pixels = empty_pixels((len(images), 3, height, width))
         for i, (image, document) in enumerate(images):
             try:
                 self.image_transform(image, draft, out=pixels[i])
@@ -334,7 +334,7 @@ def _number_images(
     return numbers, owners
 
 
-def _empty(shape: tuple[int, ...]) -> Tensor:
+def empty_pixels(shape: tuple[int, ...]) -> Tensor:
     """Room for float32 numbers. In a worker of a DataLoader it lies in shared memory at once, as torch's
     `default_collate` has it: images would be copied there anyway on their way to the main process."""
     if get_worker_info() is None or 0 in shape:

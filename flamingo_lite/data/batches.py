@@ -55,9 +55,8 @@ class Recipe(NamedTuple):
 
 @dataclass(frozen=True)
 class Packing:
-    """How documents share rows. `window`: consecutive documents that are packed together; `tokens`: of a row.
-
-    `images`: the most of a row, None without limit.
+    """How documents share rows. `window`: consecutive documents that are packed together; `tokens`: of a row, but
+    that a longer document has one to itself. `images`: the most of a row, None without limit.
     """
 
     window: int

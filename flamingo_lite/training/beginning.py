@@ -12,23 +12,29 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from omegaconf import OmegaConf
 
 from flamingo_lite.errors import FlamingoError
 from flamingo_lite.evaluation.results import write_atomically
 from flamingo_lite.training.asides import FEW_SHOT
-from flamingo_lite.training.checkpointing import FOLDER, Say, latest_checkpoint, read_record
+from flamingo_lite.training.checkpointing import (
+    FOLDER,
+    Say,
+    VerifiedCheckpointIO,
+    latest_checkpoint,
+    read_record,
+)
 from flamingo_lite.training.rejects import REJECTS, drop_rejects_after
 from flamingo_lite.training.samples import GENERATIONS, PICTURES
 from flamingo_lite.training.settings import MODEL, TrainingConfig
 from flamingo_lite.training.skipping import FILE as SKIPPED_FILE
-from flamingo_lite.training.tracking import forget_run
+from flamingo_lite.training.tracking import WANDB_RUN, forget_run, remember_run
 
 METRICS = "metrics.csv"
 CONFIG = "config.yaml"
 SUMMARY = "training.json"
-WANDB_RUN = "wandb_run_id"
+DEFINING = ("precision", "frozen_dtype", "compile")
+"""What of the trainer changes the numbers."""
 
 
 @dataclass(frozen=True)
@@ -57,17 +63,10 @@ def begin(config: TrainingConfig, defining: Mapping[str, Any], say: Say) -> Begi
         _clear(output)
     else:
         drop_rejects_after(output, record.step)
+        remember_run(output, VerifiedCheckpointIO().load_checkpoint(checkpoint).get(WANDB_RUN))
     write_summary(output, {"finished": False, "identity": defining})
     write_atomically(output / CONFIG, as_yaml(config).encode())
     return Beginning(checkpoint=checkpoint, step=record.step if record else 0)
-
-
-def recorded_run_id(checkpoint: Path | None) -> str | None:
-    """The W&B run that a checkpoint belongs to, if any."""
-    if checkpoint is None:
-        return None
-    # Mapped: the weights stay on the disk.
-    return torch.load(checkpoint, map_location="cpu", weights_only=True, mmap=True).get(WANDB_RUN)
 
 
 def write_summary(output: Path, value: Mapping[str, Any]) -> None:
@@ -95,7 +94,7 @@ def identity(config: TrainingConfig, shards: Mapping[str, str]) -> dict[str, Any
         "model": dataclasses.asdict(config.model),
         "stage": {name: value for name, value in stage.items() if name not in silent},
         "seed": config.seed,
-        "trainer": {"precision": config.trainer.precision},
+        "trainer": {name: getattr(config.trainer, name) for name in DEFINING},
         "data": {
             "shuffle_shards": config.data.shuffle_shards,
             "draft": config.data.draft,

@@ -44,7 +44,10 @@ def report(entity: str, project: str) -> Any:
         about = [f"{panel.title}: {panel.about}{_needs(panel)}" for panel in panels]
         blocks += [reports.H1(name), reports.UnorderedList(items=about)]
         blocks.append(_grid(reports, entity, project, [line_plot(reports, panel) for panel in panels]))
-    blocks += [reports.H1("Samples"), reports.P("Prompts of the training data and what the model writes for them.")]
+    blocks += [
+        reports.H1("Samples"),
+        reports.P("Prompts of the training data and what the model writes for them."),
+    ]
     blocks.append(_grid(reports, entity, project, sample_panels(reports)))
     return reports.Report(
         entity=entity,

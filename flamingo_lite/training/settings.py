@@ -16,8 +16,13 @@ from flamingo_lite.training.tracking import WandbConfig
 MODEL = "flamingo"
 """The folder of the saved model in a run's output."""
 
-PRECISIONS = ("32-true", "16-mixed", "bf16-mixed")
+PRECISIONS = ("32-true", "16-mixed", "bf16-mixed", "bf16-true")
 STRATEGIES = ("auto", "ddp", "fsdp2")
+FROZEN_DTYPES: dict[str, tuple[str, ...]] = {
+    "bf16-mixed": ("float32", "bfloat16"),
+    "16-mixed": ("float32", "float16"),
+}
+"""The types that frozen parameters may be held in, by the precisions that leave a choice."""
 RESUME = ("auto", "never")
 
 
@@ -41,9 +46,10 @@ class StageConfig:
     `batch_size`: rows of one optimizer step, over all devices and accumulated batches; a row is a document, or several
     where they are packed. `epochs`: how often each document comes, in place of `steps`; not with weighted sources.
     `start`: a saved model to continue from, instead of one built from the model's config. `max_length`: documents are
-    cut there (by default at the language model's context), and packed rows are that long. `pack`: documents share
-    rows, so that little is padding; refused by name where the language model cannot keep them apart. `pack_window`:
-    consecutive documents that are packed together; `images_per_row`: at most (by default without limit).
+    cut there (by default at the language model's context). `pack`: documents share rows, so that little is padding;
+    refused by name where the language model cannot keep them apart. `row_length`: tokens of such a row (by default
+    `max_length`; a longer document has a row to itself); `images_per_row`: at most (by default without limit);
+    `pack_window`: consecutive documents that are packed together.
     `policy`: what trains, unless empty in place of the model's own policy (model.policy, or that of `start`).
     `samples`: how many documents the model continues for the table of samples, every `samples_every` steps and at the
     end (0: at the end alone). `evaluate_every`: after how many steps the few-shot `evaluation` is run, and at the end
@@ -58,8 +64,9 @@ class StageConfig:
     max_length: int | None = None
     start: str | None = None
     pack: bool = False
-    pack_window: int = 1024
+    row_length: int | None = None
     images_per_row: int | None = None
+    pack_window: int = 1024
     log_every: int = 10
     checkpoint_every: int = 100
     keep: int = 2
@@ -73,8 +80,8 @@ class StageConfig:
 
     def __post_init__(self) -> None:
         for name in (
-            *("steps", "epochs", "batch_size", "max_length", "pack_window", "images_per_row"),
-            *("log_every", "checkpoint_every", "keep"),
+            *("steps", "epochs", "batch_size", "max_length", "row_length", "images_per_row"),
+            *("pack_window", "log_every", "checkpoint_every", "keep"),
         ):
             if (value := getattr(self, name)) is not None and value < 1:
                 raise FlamingoError(f"stage.{name} is {value}; expected 1 or more")
@@ -87,11 +94,15 @@ class StageConfig:
 class TrainerConfig:
     """Where and how it runs. `threads`: 0 = one per core; `workers`: processes that prepare batches.
 
-    A step's rows go through each device in `accumulate` equal parts, one after the other. `devices`: of each node, one
-    process each; 0 = as many as torchrun or srun has started, else one. `strategy`: "ddp" (every device holds the model),
-    "fsdp2" (every device holds its share of each layer); "auto" is ddp where there are several. `timeout_minutes`:
-    how long ranks wait for each other before the run ends. `peak_flops`: operations a second that a device could do at
-    most, for the share of it that the model uses; by default NVIDIA's figures for 16 bits, where they are known.
+    A step's rows go through each device in `accumulate` equal parts, one after the other. `precision`: 32-true and
+    bf16-true hold and compute all in one type; under the mixed ones what trains is held in float32, and `frozen_dtype`
+    is the type of frozen weights (null: that in which they were loaded). `checkpoint_activations`: decoder layers and
+    blocks are computed again in the backward pass. `compile`: the decoder stack goes through torch.compile.
+    `devices`: of each node, one process each; 0 = as many as torchrun or srun has started, else one. `strategy`: "ddp"
+    (every device holds the model), "fsdp2" (every device holds its share of each layer); "auto" is ddp where there are
+    several. `timeout_minutes`: how long ranks wait for each other before the run ends.
+    `peak_flops`: operations a second that a device could do at most, for the share of it that the model uses; by default
+    NVIDIA's figures for 16 bits, where they are known.
     """
 
     accelerator: str = "auto"
@@ -100,6 +111,9 @@ class TrainerConfig:
     strategy: str = "auto"
     timeout_minutes: float = 30.0
     precision: str = "32-true"
+    frozen_dtype: str | None = None
+    checkpoint_activations: bool = False
+    compile: bool = False
     accumulate: int = 1
     deterministic: bool = True
     threads: int = 0
@@ -109,6 +123,13 @@ class TrainerConfig:
     def __post_init__(self) -> None:
         check_choice("value of trainer.accelerator:", self.accelerator, ("auto", "cpu", "cuda", "gpu", "mps"))
         check_choice("value of trainer.precision:", self.precision, PRECISIONS)
+        if self.frozen_dtype is not None:
+            fitting = FROZEN_DTYPES.get(self.precision, ())
+            if self.frozen_dtype not in fitting:
+                raise FlamingoError(
+                    f"trainer.frozen_dtype is {self.frozen_dtype}; under trainer.precision={self.precision} expected "
+                    f"{' or '.join(('null', *fitting))}"
+                )
         check_choice("value of trainer.strategy:", self.strategy, STRATEGIES)
         for name in ("devices", "nodes", "threads", "workers"):
             if getattr(self, name) < 0:
@@ -119,6 +140,11 @@ class TrainerConfig:
             raise FlamingoError(f"trainer.peak_flops is {self.peak_flops}; expected more than 0, or null")
         if not self.timeout_minutes > 0:
             raise FlamingoError(f"trainer.timeout_minutes is {self.timeout_minutes}; expected more than 0")
+        if self.strategy == "fsdp2" and self.compile:
+            raise FlamingoError(
+                "trainer.strategy=fsdp2 does not go with trainer.compile, which would see layers that are not gathered; "
+                "leave one of them out"
+            )
         if self.strategy == "fsdp2" and self.precision == "16-mixed":
             raise FlamingoError(
                 "trainer.strategy=fsdp2 does not go with trainer.precision=16-mixed, whose loss scale would be each "
@@ -142,6 +168,11 @@ class TrainingConfig:
 
     def __post_init__(self) -> None:
         check_choice("value of resume:", self.resume, RESUME)
+        if self.trainer.strategy == "fsdp2" and self.data.features:
+            raise FlamingoError(
+                "data.features does not go with trainer.strategy=fsdp2, which encodes images inside the whole model "
+                "alone; leave one of them out"
+            )
 
 
 def torch_device(accelerator: str) -> torch.device:

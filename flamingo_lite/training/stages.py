@@ -16,6 +16,7 @@ import torch
 from rich.console import Console
 
 from flamingo_lite.checkpoints import io as checkpoints
+from flamingo_lite.data.features import FeatureCache
 from flamingo_lite.data.make import available_cores
 from flamingo_lite.data.shards import Shards
 from flamingo_lite.document import Document
@@ -28,12 +29,10 @@ from flamingo_lite.processing import VisionLanguageProcessor
 from flamingo_lite.training.asides import Aside, Asides, continued, few_shot
 from flamingo_lite.training.beginning import (
     METRICS,
-    WANDB_RUN,
     Beginning,
     as_yaml,
     begin,
     identity,
-    recorded_run_id,
     write_summary,
 )
 from flamingo_lite.training.callbacks import MetricsFile, StepDisplay
@@ -46,19 +45,22 @@ from flamingo_lite.training.checkpointing import (
 from flamingo_lite.training.claim import claimed
 from flamingo_lite.training.datamodule import Counting, ShardDataModule, open_sources, shards_sha256
 from flamingo_lite.training.display import ProgressDisplay
+from flamingo_lite.training.features import open_features
 from flamingo_lite.training.interrupts import StopOnSignal
 from flamingo_lite.training.launch import is_supervised, launch, leave_with_supervisor
 from flamingo_lite.training.lineage import CheckpointLineage, made_model, used_data
+from flamingo_lite.training.measuring import measuring
 from flamingo_lite.training.module import TrainingModule
 from flamingo_lite.training.monitor import Monitor, Sink
 from flamingo_lite.training.parallel import build_trainer, one_line_failures
+from flamingo_lite.training.precision import as_saved, prepare
 from flamingo_lite.training.ranks import Ranks, join, started_ranks
 from flamingo_lite.training.samples import SampleHistory
 from flamingo_lite.training.settings import MODEL, TrainingConfig, torch_device
 from flamingo_lite.training.sharding import ShardedStrategy
 from flamingo_lite.training.skipping import FILE as SKIPPED_FILE
 from flamingo_lite.training.skipping import SkippedSteps
-from flamingo_lite.training.tracking import Tracker, WandbConfig
+from flamingo_lite.training.tracking import WANDB_RUN, Tracker, WandbConfig
 from flamingo_lite.training.utilization import utilization
 
 
@@ -98,11 +100,14 @@ def _run(
     started = time.perf_counter()
     _prepare(config, ranks)
     model, processor = _start(config)
-    decided = apply_policy(model, model.config.policy)
-    console.print(policy_table(decided, config.stage.optimizer.learning_rate))
-    data = _data(config, shards, model, processor, ranks, console)
-    module = _module(config, model, data.steps, ranks)
-    with _tracker(config, ranks, beginning, console) as tracker:
+    trains = apply_policy(model, model.config.policy)
+    console.print(policy_table(trains, config.stage.optimizer.learning_rate))
+    features = open_features(
+        config.data.features, model, processor, config.trainer.precision, config.data.draft
+    )
+    data = _data(config, shards, model, processor, ranks, console, features)
+    module = _module(config, model, data.steps, ranks, features)
+    with _tracker(config, ranks, console) as tracker:
         used_data(tracker, {name: its.manifest for name, its in shards.items()})
         module.notes[WANDB_RUN] = tracker.run_id
         rows, model = _fit(config, module, data, tracker, beginning, console, callbacks)
@@ -110,8 +115,7 @@ def _run(
             raise RuntimeError("training has changed parameters that the policy freezes: this is a bug")
         if not ranks.is_first:
             return output / MODEL
-        model.eval()
-        checkpoints.save(model, processor, output / MODEL)
+        checkpoints.save(as_saved(model), processor, output / MODEL)
         figures: dict[str, float] = {"steps": data.steps, "seconds": time.perf_counter() - started}
         figures |= {"loss": rows[-1]["loss"], "skipped_steps": module.skipped.count} if rows else {}
         tracker.summarize(figures)
@@ -137,17 +141,8 @@ def _data(
     processor: VisionLanguageProcessor,
     ranks: Ranks,
     console: Console,
+    features: FeatureCache | None,
 ) -> ShardDataModule:
-    display: list[ProgressDisplay] = []
-
-    def measuring(done: int, total: int) -> None:
-        if not display:
-            display.append(ProgressDisplay("measuring documents", total, console))
-            display[0].__enter__()
-        display[0].update(done)
-        if done == total:
-            display.pop().__exit__(None, None, None)
-
     if not ranks.is_first:  # the first one writes the lengths of documents, which the others read
         ranks.broadcast(None)
     data = ShardDataModule(
@@ -160,20 +155,28 @@ def _data(
         accumulate=config.trainer.accumulate,
         workers=config.trainer.workers,
         output=Path(config.output),
-        progress=measuring,
+        features=features,
+        progress=measuring(console),
     )
     if ranks.is_first:
         ranks.broadcast(None)
     return data
 
 
-def _module(config: TrainingConfig, model: VisionLanguageModel, steps: int, ranks: Ranks) -> TrainingModule:
+def _module(
+    config: TrainingConfig,
+    model: VisionLanguageModel,
+    steps: int,
+    ranks: Ranks,
+    features: FeatureCache | None,
+) -> TrainingModule:
     skipped = SkippedSteps(Path(config.output) / SKIPPED_FILE, config.stage.max_skipped_steps, ranks)
     return TrainingModule(
         model,
         config.stage.optimizer,
         steps,
         config.trainer.accumulate,
+        features,
         ranks=ranks,
         skipped=skipped,
         notes={"config": as_yaml(config)},
@@ -221,18 +224,11 @@ def _fit(
     return monitor.rows, strategy.assembled() if isinstance(strategy, ShardedStrategy) else module.model
 
 
-def _tracker(config: TrainingConfig, ranks: Ranks, beginning: Beginning, console: Console) -> Tracker:
+def _tracker(config: TrainingConfig, ranks: Ranks, console: Console) -> Tracker:
     """The first rank's; the others log nothing."""
     tracking = config.wandb if ranks.is_first else WandbConfig(mode="disabled")
-    run_id = recorded_run_id(beginning.checkpoint) if tracking.mode != "disabled" else None
-    return Tracker(
-        tracking,
-        Path(config.output),
-        dataclasses.asdict(config),
-        group=config.name,
-        run_id=run_id,
-        say=_saying(console),
-    )
+    settings = dataclasses.asdict(config)
+    return Tracker(tracking, Path(config.output), settings, group=config.name, say=_saying(console))
 
 
 def _monitor(
@@ -300,6 +296,7 @@ def _start(config: TrainingConfig) -> tuple[VisionLanguageModel, VisionLanguageP
         model, processor = build(config.model), build_processor(config.model)
     model.config.policy = config.stage.policy or model.config.policy
     apply_policy(model, model.config.policy)
+    prepare(model, config.trainer)
     return model.train(), processor
 
 

@@ -21,6 +21,10 @@ from flamingo_lite.names import check_choice
 from flamingo_lite.training.samples import SampleHistory, picture_path
 
 RUN_ID = "run_id"
+WANDB_RUN = "wandb_run"
+"""The name under which a checkpoint of training keeps the id."""
+FINISH = 300
+"""Seconds that the last figures get to arrive; what has not is in the run's folder all the same."""
 MODES = ("offline", "online", "disabled")
 ARTIFACTS = ("all", "metadata", "none")
 FOLDERS = ("WANDB_DATA_DIR", "WANDB_CACHE_DIR", "WANDB_ARTIFACT_DIR")
@@ -31,8 +35,8 @@ CHOSEN_BY_USER = frozenset(name for name in FOLDERS if name in os.environ)
 class WandbConfig:
     """`group`: runs of one experiment stand together; by default the run's `name` setting. `name`: by default that of
     the output folder. `artifacts`: of the data and the checkpoints "all" files, "metadata" alone (what they are, where
-    they lie and their sha256), or "none". `timeout_seconds`: how long an online run waits for the server at its start,
-    and at its end; then it goes on offline.
+    they lie and their sha256), or "none". `timeout_seconds`: how long an online run waits for the server to answer; then
+    it goes on offline.
     """
 
     mode: str = "offline"
@@ -41,7 +45,7 @@ class WandbConfig:
     group: str | None = None
     name: str | None = None
     artifacts: str = "metadata"
-    timeout_seconds: float = 60.0
+    timeout_seconds: float = 30.0
 
     def __post_init__(self) -> None:
         check_choice("value of wandb.mode:", self.mode, MODES)
@@ -53,8 +57,8 @@ class WandbConfig:
 class Tracker:
     """A W&B run in `directory/wandb`; with mode "disabled" every method does nothing.
 
-    `group`: where the config names none. `run_id`: of the run to go on with; by default that of the folder, or a new
-    one. `say` gets one line where the server does not answer: then the run is an offline one.
+    `group`: where the config names none. `say` gets one line where the server does not answer: then the run is an
+    offline one.
     Errors: `FlamingoError` where W&B does not even start offline.
     """
 
@@ -65,7 +69,6 @@ class Tracker:
         settings: Mapping[str, Any] | None = None,
         *,
         group: str | None = None,
-        run_id: str | None = None,
         say: Callable[[str], None] = print,
     ) -> None:
         self.run: Any = None
@@ -74,7 +77,7 @@ class Tracker:
         if config.mode == "disabled":
             return
         _keep_inside(directory / "wandb")
-        self.run_id = _run_id(directory / "wandb", run_id)
+        self.run_id = _run_id(directory / "wandb")
         described = {
             "project": config.project,
             "entity": config.entity,
@@ -146,28 +149,25 @@ def _started(described: Mapping[str, Any], config: WandbConfig, say: Callable[[s
     quiet = {"silent": True, "console": "off", "save_code": False, "disable_git": True}
     if config.mode == "online":
         seconds = config.timeout_seconds
-        patience = {name: seconds for name in PATIENCE if name in wandb.Settings.model_fields}
+        patience: dict[str, Any] = {"init_timeout": seconds, "login_timeout": seconds}
+        if "finish_timeout" in wandb.Settings.model_fields:  # without it a server that is gone is waited for
+            patience["finish_timeout"] = FINISH
         try:
             return wandb.init(
                 **described, mode="online", resume="allow", settings=wandb.Settings(**quiet, **patience)
             )
         except wandb.errors.Error as error:
             say(
-                f"W&B is not reached ({first_line(error)}): the run goes on offline; wandb sync "
-                f"{described['dir']}/wandb/offline-run-* sends it later"
+                f"W&B does not answer ({first_line(error)}): this run is kept offline, in {described['dir']}/wandb; wandb "
+                "sync sends it later"
             )
-            # The failed attempt holds the run's id as long as its process lives.
-            wandb.teardown()
+            wandb.teardown()  # its service would say that the run's id is in use
     try:
         return wandb.init(**described, mode="offline", settings=wandb.Settings(**quiet))
     except wandb.errors.Error as error:
         raise FlamingoError(
             f"W&B did not start ({first_line(error)}); wandb.mode=disabled goes without"
         ) from error
-
-
-PATIENCE = ("init_timeout", "login_timeout", "finish_timeout")
-"""W&B's settings, as far as its version has them, for how long the server is waited for."""
 
 
 def code_version() -> dict[str, str | None]:
@@ -192,6 +192,14 @@ def forget_run(directory: Path) -> None:
     (directory / "wandb" / RUN_ID).unlink(missing_ok=True)
 
 
+def remember_run(directory: Path, run_id: str | None) -> None:
+    """Goes on with the W&B run that a checkpoint names, where the folder no longer says which one it was."""
+    path = directory / "wandb" / RUN_ID
+    if run_id and not path.exists():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(run_id)
+
+
 def _keep_inside(directory: Path) -> None:
     """W&B stages images and tables in the user's home unless told otherwise."""
     directory.mkdir(parents=True, exist_ok=True)
@@ -200,10 +208,8 @@ def _keep_inside(directory: Path) -> None:
             os.environ[name] = str(directory.absolute() / "data")
 
 
-def _run_id(directory: Path, known: str | None) -> str:
+def _run_id(directory: Path) -> str:
     path = directory / RUN_ID
-    if known is not None:
-        path.write_text(known)
-    elif not path.exists():
+    if not path.exists():
         path.write_text(os.environ.get("WANDB_RUN_ID") or secrets.token_hex(4))
     return path.read_text().strip()

@@ -65,7 +65,10 @@ def test_documents_of_no_tokens_take_no_room() -> None:
     assert pack([4, 0, 4, 0], row_tokens=4) == [(0, 0), (0, 4), (1, 0), (0, 4)]
 
 
-def test_a_document_over_a_budget_is_a_mistake_of_the_caller() -> None:
-    for tokens, images in (([5], [0]), ([4], [3])):
-        with pytest.raises(ValueError, match="exceeds the budget"):
-            pack(tokens, images, 4, 2)
+def test_a_document_longer_than_a_row_has_one_of_its_own() -> None:
+    assert pack([3, 9, 1, 0], row_tokens=4) == [(1, 0), (0, 0), (1, 3), (1, 4)]
+
+
+def test_a_document_with_too_many_images_is_a_mistake_of_the_caller() -> None:
+    with pytest.raises(ValueError, match="more images than a row"):
+        pack([4], [3], 4, 2)

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 import torch
 
+from flamingo_lite.checkpoints.io import load
 from flamingo_lite.errors import FlamingoError
 from flamingo_lite.evaluation.grid import EvaluationConfig
-from flamingo_lite.checkpoints.io import load
 from flamingo_lite.training.asides import few_shot_columns, undisturbed
 from flamingo_lite.training.callbacks import read_metrics
 from flamingo_lite.training.settings import StageConfig

@@ -1,7 +1,10 @@
 """The data of a run: what is read, and in which order, is the same on any ranks and workers, and after any stop."""
 
+import json
 import os
 import random
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -210,6 +213,7 @@ def test_the_state_is_the_same_on_all_ranks(module: Callable[..., ShardDataModul
         ({"pack_window": 8}, "packing"),
         ({"images_per_row": 3}, "packing"),
         ({"pack": False}, "packing"),
+        ({"row_length": 64}, "packing"),
         ({"shuffle_shards": 3}, "data.shuffle_shards"),
     ],
 )
@@ -291,7 +295,7 @@ def test_packing_without_a_length_is_refused(
     directories: dict[str, Path], processor: VisionLanguageProcessor
 ) -> None:
     data = DataConfig(directory=str(directories["pages"]))
-    with pytest.raises(FlamingoError, match="set stage.max_length"):
+    with pytest.raises(FlamingoError, match="set stage.row_length"):
         ShardDataModule(open_sources(data), data, StageConfig(pack=True), processor, 0)
 
 
@@ -322,3 +326,38 @@ def test_a_stale_length_stops_the_run_and_names_the_command(
         np.save(path, np.load(path) + np.array([1, 0], np.int32))
     with pytest.raises(FlamingoError, match=f"were measured.*`{COMMAND} --fresh`"):
         list(consumed(module({"stale": None})))
+
+
+@pytest.mark.slow  # three processes that import torch and lightning
+def test_two_processes_train_on_what_one_trains_on(
+    directories: dict[str, Path], model_config: dict[str, Any], tmp_path: Path
+) -> None:
+    sources = {name: str(directories[name]) for name in ("pages", "pairs")}
+    settings = {
+        "model": model_config,
+        "sources": sources,
+        "steps": 6,
+        "accumulate": 2,
+        "output": str(tmp_path),
+    }
+    found: dict[int, list[dict[str, Any]]] = {}
+    for ranks in (1, 2):
+        (tmp_path / "settings.json").write_text(json.dumps({**settings, "ranks": ranks}))
+        command = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(ranks)]
+        script = str(Path(__file__).with_name("read_on_ranks.py"))
+        subprocess.run(
+            [sys.executable, *command, script, str(tmp_path / "settings.json")],
+            check=True,
+            timeout=300,
+            capture_output=True,
+            env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "OMP_NUM_THREADS": "1"},
+        )
+        names = (f"rank_{rank}_of_{ranks}.json" for rank in range(ranks))
+        found[ranks] = [json.loads((tmp_path / name).read_text()) for name in names]
+    (alone,), (first, second) = found[1], found[2]
+    for step in range(6):
+        parts = [r["batches"][2 * step + turn] for turn in range(2) for r in (first, second)]
+        assert sum(parts, []) == sum(alone["batches"][2 * step : 2 * step + 2], [])
+    assert first["losses"] == second["losses"] == pytest.approx(alone["losses"], rel=1e-5)
+    assert first["state"] == second["state"] == alone["state"]
+    assert alone["state"]["consumption"]["rejects"]["truncated"] > 0

@@ -1,12 +1,18 @@
 """Many processes train as one: equal losses, nothing frozen moves, no collective too many, no hang."""
 
+import contextlib
+import json
+from collections import Counter
 from pathlib import Path
 from signal import SIGTERM
 from typing import Any
 
+import lightning.pytorch as lightning
 import pytest
+import torch
 
 from flamingo_lite.checkpoints.io import load
+from flamingo_lite.config import Config
 from flamingo_lite.data.shards import write_shards
 from flamingo_lite.document import Document, Text
 from flamingo_lite.errors import Interrupted
