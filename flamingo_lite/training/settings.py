@@ -168,7 +168,7 @@ class TrainingConfig:
 
     def __post_init__(self) -> None:
         check_choice("value of resume:", self.resume, RESUME)
-        if self.trainer.strategy == "fsdp2" and self.data.features:
+        if self.trainer.strategy == "fsdp2" and self.data.features.directory is not None:
             raise FlamingoError(
                 "data.features does not go with trainer.strategy=fsdp2, which encodes images inside the whole model "
                 "alone; leave one of them out"
