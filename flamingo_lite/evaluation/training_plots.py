@@ -10,7 +10,16 @@ from matplotlib.layout_engine import ConstrainedLayoutEngine
 
 from flamingo_lite.evaluation.curves import Series
 from flamingo_lite.evaluation.panels import Panel
-from flamingo_lite.evaluation.plots import BLUE, GREEN, LOOK, PURPLE, SPARE_COLOURS, VERMILION, running_mean
+from flamingo_lite.evaluation.plots import (
+    BLUE,
+    GREEN,
+    LOOK,
+    PURPLE,
+    SPARE_COLOURS,
+    VERMILION,
+    plain_log_axis,
+    running_mean,
+)
 
 COLUMNS = 3
 COLOURS = (BLUE, VERMILION, GREEN, PURPLE, *SPARE_COLOURS[2:])
@@ -52,6 +61,9 @@ def draw_panel(axis: Axes, panel: Panel, curves: Mapping[str, Series]) -> None:
             axis.plot(series.steps, running_mean(series.values, window), color=colour, lw=2, label=shown)
     if panel.is_logarithmic and all(min(series.values) > 0 for series in curves.values()):
         axis.set_yscale("log")
+        plain_log_axis(axis)
+    elif all(value == 0 for series in curves.values() for value in series.values):
+        axis.set_ylim(0, 1)
     if len(curves) > 1:
         axis.legend(frameon=False, fontsize=8, loc="best", handlelength=1.2, labelspacing=0.25)
 

@@ -90,7 +90,7 @@ class Asides(lightning.Callback):
 
 
 def few_shot(processor: VisionLanguageProcessor, config: EvaluationConfig, directory: Path | None) -> Aside:
-    """An evaluation in columns few_shot/<task>/<split>/<style>/<condition>/<shots>: the share of right answers.
+    """An evaluation in columns few_shot/<task>/<split>/<style>/<condition>/<shots>_shots: the share of right answers.
 
     Its files go into a folder of its own in `directory`.
     """
@@ -116,9 +116,11 @@ def few_shot(processor: VisionLanguageProcessor, config: EvaluationConfig, direc
 
 def few_shot_columns(results: Mapping[str, Any]) -> Row:
     """A column per cell; a cell in which every prediction failed has none."""
-    keys = ("task", "split", "style", "condition", "shots")
+    keys = ("task", "split", "style", "condition")
     return {
-        "/".join([FEW_SHOT, *(column_part(str(cell[key])) for key in keys)]): cell["value"]
+        "/".join([FEW_SHOT, *(column_part(cell[key]) for key in keys), f"{cell['shots']}_shots"]): cell[
+            "value"
+        ]
         for cell in results["cells"]
         if cell["value"] is not None
     }

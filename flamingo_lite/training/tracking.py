@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import PIL.Image
+import PIL.ImageOps
 from omegaconf import OmegaConf
 
 import flamingo_lite
@@ -110,7 +112,14 @@ class Tracker:
         table = wandb.Table(columns=["step", "prompt", "image", "generated", "target", "correct"])
         for s in samples:
             table.add_data(s.step, s.prompt, shown.get(s.number), s.generated, s.target, s.is_correct)
-        self._log({SAMPLES: table, IMAGES: list(shown.values())}, step, commit=False)
+        # W&B shows a list of images in one size.
+        pictures = [PIL.Image.open(picture_path(history.directory, number)) for number in shown]
+        width = max((picture.width for picture in pictures), default=1)
+        gallery = [
+            wandb.Image(PIL.ImageOps.pad(p, (width, p.height), color="white", centering=(0, 0)))
+            for p in pictures
+        ]
+        self._log({SAMPLES: table, IMAGES: gallery}, step, commit=False)
 
     def log_plots(self, paths: Iterable[Path], step: int) -> None:
         """The plots as images, each under the name of its file."""

@@ -66,7 +66,7 @@ def test_an_evaluation_repeats_itself(recipe: Recipe, tmp_path: Path) -> None:
 def test_a_cell_in_which_every_prediction_failed_has_no_column() -> None:
     cell = {"task": "t", "split": "s", "style": "d", "condition": "standard", "shots": 4, "value": None}
     assert few_shot_columns({"cells": [cell, {**cell, "shots": 0, "value": 0.5}]}) == {
-        "few_shot/t/s/d/standard/0": 0.5
+        "few_shot/t/s/d/standard/0_shots": 0.5
     }
 
 

@@ -192,7 +192,7 @@ def test_figures_at_one_step_are_one_row(tracked: Tracked) -> None:
 
 
 def test_few_shot_curves_are_told_during_training_and_their_files_stay(tracked: Tracked) -> None:
-    column = "few_shot/operator_induction/test/direct/standard/1"
+    column = "few_shot/operator_induction/test/direct/standard/1_shots"
     rows = read_metrics(tracked.output / "metrics.csv")
     assert [row["step"] for row in rows if column in row] == [4, 6]
     assert len(load_samples(tracked.output / "few_shot" / "step-00000004")) == 4
