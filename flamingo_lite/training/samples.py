@@ -7,6 +7,7 @@ import json
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import PIL.Image
 
@@ -93,7 +94,7 @@ def continue_prompts(
     """What the model writes now. `in_step`: several ranks generate together (see `generate`)."""
     if not prompts:
         return []
-    options = {"synced_gpus": True} if in_step else {}
+    options: dict[str, Any] = {"synced_gpus": True} if in_step else {}
     documents = [prompt.document for prompt in prompts]
     texts = generate(model, processor, documents, max_new_tokens=NEW_TOKENS, **options)
     return [

@@ -198,7 +198,9 @@ def _fit(
         console.print(f"resuming {output} at step {done} of {steps}")
     display = ProgressDisplay("training", steps, console, done)
     step_display = StepDisplay(display)
-    sinks = [MetricsFile(output / METRICS, done), tracker.log, step_display] if module.ranks.is_first else []
+    sinks: list[Sink] = (
+        [MetricsFile(output / METRICS, done), tracker.log, step_display] if module.ranks.is_first else []
+    )
     monitor = _monitor(config, module, data, sinks)
     asides = _asides(config, module, data, monitor, tracker, done)
     # A row is due wherever an aside is, to take what it found.

@@ -155,7 +155,7 @@ def _started(described: Mapping[str, Any], config: WandbConfig, say: Callable[[s
     """The run: online if asked and the server answers, else offline."""
     import wandb
 
-    quiet = {"silent": True, "console": "off", "save_code": False, "disable_git": True}
+    quiet: dict[str, Any] = {"silent": True, "console": "off", "save_code": False, "disable_git": True}
     if config.mode == "online":
         seconds = config.timeout_seconds
         patience: dict[str, Any] = {"init_timeout": seconds, "login_timeout": seconds}
@@ -192,7 +192,7 @@ def continue_run(directory: Path) -> tuple[Tracker, int]:
     if not path.is_file() or not (directory / "wandb" / RUN_ID).is_file():
         return Tracker(WandbConfig(mode="disabled"), directory), 0
     settings = OmegaConf.load(path)
-    tracker = Tracker(WandbConfig(**settings.wandb), directory, group=settings.get("name"))
+    tracker = Tracker(WandbConfig(**settings.wandb), directory, group=settings.name)
     return tracker, int(settings.stage.steps) + 1
 
 
