@@ -113,11 +113,14 @@ def main() -> None:
                 cells += [f"{own / 2**20:,.0f} MiB", f"{own / most:.0%}"]
             spent = f"{timed[name]:.2f}" if timed else ""
             rows.append(f"| {name} | {head} | {' | '.join(cells)} | {spent} |")
+    clock = (
+        f" Seconds: of a step of {arguments.tokens} tokens in float32 on one thread of {platform.machine()}, median of "
+        f"{arguments.repeats}, in turns."
+    )
     text = (
         f"# The loss in chunks\n\nA vocabulary of {VOCABULARY:,}, width {WIDTH:,}, {TOKENS:,} tokens; peaks are bytes of "
-        f"live tensors beside the weights, gradients of the head included. Seconds: of a step of {arguments.tokens} tokens in "
-        f"float32 on one thread of {platform.processor() or platform.machine()}, median of {arguments.repeats}, in turns "
-        f"({date.today()}, torch {torch.__version__}). Made by `python benchmarks/loss.py --time`.\n\n"
+        f"live tensors beside the weights, gradients of the head included.{clock if arguments.time else ''} "
+        f"({date.today()}, torch {torch.__version__}.) Made by `python benchmarks/loss.py --time`.\n\n"
     )
     (Path(__file__).parent / "loss.md").write_text(text + "\n".join(rows) + "\n", encoding="utf-8")
     print("\n".join(rows))

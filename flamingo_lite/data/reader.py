@@ -18,7 +18,7 @@ from flamingo_lite.data.prepared import NO_SOURCE, PreparedBatch, Reject, Used
 from flamingo_lite.data.shards import Shards
 from flamingo_lite.document import Document
 from flamingo_lite.errors import FlamingoError, SampleError
-from flamingo_lite.processing import VisionLanguageProcessor, empty_pixels
+from flamingo_lite.processing import VisionLanguageProcessor
 from flamingo_lite.text.template import Template
 from flamingo_lite.text.tokenizer import Encoded
 
@@ -133,10 +133,11 @@ class Reader(Dataset[PreparedBatch | str]):
     def _decode(
         self, readings: Mapping[int, Reading], known: Mapping[str, torch.Tensor]
     ) -> tuple[torch.Tensor, dict[int, SampleError]]:
-        """The pixels of all images whose documents are whole, in order; and what is wrong with the other documents."""
-        height, width = self.processor.image_transform.size
+        """The images, as `ImageTransform.levels`, of all documents that are whole, in order; and what is wrong with the
+        others. Those whose features are known are left blank."""
+        transform = self.processor.image_transform
         images = sum(len(reading.encoded.images) for reading in readings.values())
-        pixels = empty_pixels((images, 3, height, width))
+        pixels = torch.empty(images, 3, *transform.size, dtype=torch.uint8)
         failures: dict[int, SampleError] = {}
         done = 0
         for place, reading in readings.items():
@@ -145,7 +146,7 @@ class Reader(Dataset[PreparedBatch | str]):
                     if known and image.id in known:
                         pixels[done + i] = 0
                     else:
-                        self.processor.image_transform(image, self.draft, out=pixels[done + i])
+                        pixels[done + i] = transform.levels(image, self.draft)
             except SampleError as error:
                 failures[place] = error
                 continue
@@ -169,7 +170,8 @@ class Reader(Dataset[PreparedBatch | str]):
         if any(source.loss_weight != 1 for source in self.sources):
             weights = torch.tensor([*(source.loss_weight for source in self.sources), 0.0])[ids]
         tokens = sum(len(reading.encoded) for reading in readings)
-        return PreparedBatch(batch, ids, weights, tuple(r.used for r in readings), tokens=tokens)
+        used = tuple(reading.used for reading in readings)
+        return PreparedBatch(batch, self.processor.image_transform, ids, weights, used, tokens=tokens)
 
     def _nothing(self, is_packed: bool) -> PreparedBatch:
         """One row without labels: every rank must take part in every step."""
@@ -177,7 +179,8 @@ class Reader(Dataset[PreparedBatch | str]):
         batch = self.processor.collate([empty], places=[(0, 0)] if is_packed else None)
         ids = torch.full_like(batch.input_ids, NO_SOURCE)
         is_weighed = any(source.loss_weight != 1 for source in self.sources)
-        return PreparedBatch(batch, ids, torch.zeros(ids.shape) if is_weighed else None)
+        weights = torch.zeros(ids.shape) if is_weighed else None
+        return PreparedBatch(batch, self.processor.image_transform, ids, weights)
 
     def _reject(self, slot: Slot, key: str | None, error: SampleError) -> Reject:
         source = self.sources[slot.source]

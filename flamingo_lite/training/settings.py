@@ -170,8 +170,9 @@ class TrainingConfig:
         check_choice("value of resume:", self.resume, RESUME)
         if self.trainer.strategy == "fsdp2" and self.data.features.directory is not None:
             raise FlamingoError(
-                "data.features does not go with trainer.strategy=fsdp2, which encodes images inside the whole model "
-                "alone; leave one of them out"
+                "data.features does not go with trainer.strategy=fsdp2: ranks gather the vision encoder together, and one "
+                "that knows its images would leave the others waiting; use trainer.strategy=ddp, or "
+                "data.features.directory=null"
             )
 
 

@@ -191,3 +191,10 @@ def test_an_encoder_that_trains_is_refused(
     apply_policy(model, {"vision.*": "bias_norm"})
     with pytest.raises(FlamingoError, match=r"data\.features .*vision\..*freeze them"):
         open_features(FeatureCacheConfig(str(tmp_path)), model, processor, "32-true", draft=False)
+
+
+def test_features_under_fsdp2_are_refused(recipe: Recipe, tmp_path: Path) -> None:
+    config = recipe(tmp_path, strategy="fsdp2")
+    config.data.features = FeatureCacheConfig(str(tmp_path / "features"))
+    with pytest.raises(FlamingoError, match=r"data\.features does not go with trainer\.strategy=fsdp2"):
+        config.__post_init__()

@@ -13,6 +13,7 @@ import torch.distributed as distributed
 from flamingo_lite.batch import Batch
 from flamingo_lite.data.prepared import PreparedBatch, Reject
 from flamingo_lite.errors import FlamingoError
+from flamingo_lite.image_transform import ImageTransform
 from flamingo_lite.training.callbacks import MetricsFile, read_metrics
 from flamingo_lite.training.rejects import Consumption, drop_rejects_after, in_order
 
@@ -25,7 +26,9 @@ def prepared(outcomes: str, capacity: int | None = None, tokens: int = 0) -> Pre
         Reject("web", "s.tar", f"#{i}", o, f"said {o}") for i, o in enumerate(outcomes) if o != "."
     )
     used = tuple(outcome == "." for outcome in outcomes)
-    return PreparedBatch(batch, ones, rejects=rejects, outcomes=used, capacity=capacity, tokens=tokens)
+    return PreparedBatch(
+        batch, ImageTransform(), ones, rejects=rejects, outcomes=used, capacity=capacity, tokens=tokens
+    )
 
 
 def test_rejects_are_counted_by_reason_and_written_down(tmp_path: Path) -> None:
