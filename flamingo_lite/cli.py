@@ -13,6 +13,7 @@ from typing import NoReturn
 
 import flamingo_lite
 from flamingo_lite.commands import (
+    dashboard,
     data_check,
     data_convert,
     data_deny,
@@ -44,6 +45,7 @@ COMMANDS: dict[str, ModuleType] = {
     "report": report,
     "export": export,
     "plan": plan,
+    "dashboard": dashboard,
 }
 
 # Read when the libraries are imported: no bars for files of a few MB, no warning about forked tokenizers.

@@ -121,10 +121,15 @@ def gated(x: Tensor, update: Tensor, gate: Tensor) -> Tensor:
     return x + gate.tanh() * update
 
 
+def opened(gate: Tensor) -> Tensor:
+    """How far a gate is open, a scalar on its device: tanh of a scalar one, the root mean square of a vector's tanh."""
+    tanh = whole(gate.detach()).float().tanh()
+    return tanh.squeeze() if tanh.numel() == 1 else tanh.square().mean().sqrt()
+
+
 def gate_value(gate: Tensor) -> float:
-    """How far a gate is open: tanh of a scalar one, the root mean square of a vector's tanh."""
-    opened = whole(gate.detach()).float().tanh()
-    return opened.item() if opened.numel() == 1 else opened.square().mean().sqrt().item()
+    """`opened` as a number."""
+    return opened(gate).item()
 
 
 class CrossAttention(nn.Module):
@@ -150,9 +155,13 @@ class CrossAttention(nn.Module):
         )
         return _normed(key, self.norm_key).contiguous(), value.contiguous()
 
-    def forward(self, x: Tensor, key: Tensor, value: Tensor, layout: MediaLayout | PreviousLayout) -> Tensor:
+    def query(self, x: Tensor) -> Tensor:
+        """Text (b t d) -> normed queries (b t h e)."""
         query = rearrange(self.to_q(self.norm(x)), "b t (h e) -> b t h e", h=self.heads)
-        query = _normed(query, self.norm_query)
+        return _normed(query, self.norm_query)
+
+    def forward(self, x: Tensor, key: Tensor, value: Tensor, layout: MediaLayout | PreviousLayout) -> Tensor:
+        query = self.query(x)
         return self.to_out(rearrange(attend(query, key, value, layout), "b t h e -> b t (h e)"))
 
 

@@ -16,6 +16,7 @@ from omegaconf import OmegaConf
 
 from flamingo_lite.errors import FlamingoError
 from flamingo_lite.evaluation.results import write_atomically
+from flamingo_lite.training.asides import FEW_SHOT
 from flamingo_lite.training.checkpointing import (
     FOLDER,
     Say,
@@ -24,6 +25,7 @@ from flamingo_lite.training.checkpointing import (
     read_record,
 )
 from flamingo_lite.training.rejects import REJECTS, drop_rejects_after
+from flamingo_lite.training.samples import GENERATIONS, PICTURES
 from flamingo_lite.training.settings import MODEL, TrainingConfig
 from flamingo_lite.training.skipping import FILE as SKIPPED_FILE
 from flamingo_lite.training.tracking import WANDB_RUN, forget_run, remember_run
@@ -84,7 +86,8 @@ def identity(config: TrainingConfig, shards: Mapping[str, str]) -> dict[str, Any
     by how many workers it is read, changes nothing.
     """
     stage = dataclasses.asdict(config.stage)
-    silent = ["log_every", "checkpoint_every", "samples", "keep", "max_skipped_steps"]
+    silent = ["log_every", "checkpoint_every", "keep", "max_skipped_steps"]
+    silent += ["samples", "samples_every", "evaluate_every", "evaluation"]
     # Epochs decide the steps.
     silent += ["steps"] if config.stage.epochs is not None else []
     return {
@@ -128,9 +131,9 @@ def _previous_run(output: Path) -> dict[str, Any]:
 
 def _clear(output: Path) -> None:
     """Removes what an earlier run left under names that this one will write."""
-    for name in (MODEL, FOLDER):
+    for name in (MODEL, FOLDER, FEW_SHOT, PICTURES):
         shutil.rmtree(output / name, ignore_errors=True)
-    for name in (METRICS, SUMMARY, CONFIG, SKIPPED_FILE, REJECTS):
+    for name in (METRICS, SUMMARY, CONFIG, SKIPPED_FILE, REJECTS, GENERATIONS):
         (output / name).unlink(missing_ok=True)
     forget_run(output)
 

@@ -1,82 +1,20 @@
-"""What happens beside the steps: a row of figures every few of them, handed to sinks.
-
-A sink is a callable that takes a row; the CSV file, W&B and the terminal are three of them.
-"""
+"""Where rows of figures go: a sink is a callable that takes a row. Here the CSV file and the terminal; W&B is a third."""
 
 import contextlib
 import csv
 import io
 import os
-import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as lightning
-import torch
 
 from flamingo_lite.errors import FlamingoError
 from flamingo_lite.evaluation.results import write_atomically
-from flamingo_lite.models.model import VisionLanguageModel
 from flamingo_lite.training.display import ProgressDisplay
-from flamingo_lite.training.module import TrainingModule
 
 Row = dict[str, float]
-Sink = Callable[[Row], None]
-
-
-class Monitor(lightning.Callback):
-    """Every `every` optimizer steps, and at the last, hands a row to each sink.
-
-    Columns: step, loss, learning_rate, gradient_norm, samples_per_second, tokens_per_second, seconds, and
-    gate/<layer>/<branch>: tanh of the gate, the share with which the branch is added; skipped_steps: how many were,
-    so far. Speeds are those since the row before. `more`: further columns, asked for at each row.
-    """
-
-    def __init__(self, every: int, sinks: Sequence[Sink], more: Callable[[], Row] = dict) -> None:
-        self.every = every
-        self.sinks = list(sinks)
-        self.more = more
-        self.rows: list[Row] = []
-
-    def on_train_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
-        self._start = self._since = time.perf_counter()
-        self._samples = self._tokens = 0
-
-    def on_train_batch_end(
-        self,
-        trainer: lightning.Trainer,
-        pl_module: lightning.LightningModule,
-        outputs: Any,
-        batch: Any,
-        batch_idx: int,
-    ) -> None:
-        assert isinstance(pl_module, TrainingModule)
-        report, step = pl_module.report, trainer.global_step
-        if report is None:
-            return
-        self._samples += report.samples
-        self._tokens += report.tokens
-        if step % self.every and step != trainer.max_steps:
-            return
-        now = time.perf_counter()
-        row = {
-            "step": step,
-            "loss": report.loss,
-            "learning_rate": report.learning_rate,
-            "gradient_norm": report.gradient_norm,
-            "samples_per_second": self._samples / (now - self._since),
-            "tokens_per_second": self._tokens / (now - self._since),
-            "seconds": now - self._start,
-            "skipped_steps": pl_module.skipped.count,
-            **gate_columns(pl_module.model),
-            **self.more(),
-        }
-        self._since, self._samples, self._tokens = now, 0, 0
-        self.rows.append(row)
-        if trainer.is_global_zero:
-            for sink in self.sinks:
-                sink(row)
 
 
 class StepDisplay(lightning.Callback):
@@ -158,14 +96,3 @@ def read_metrics(path: Path) -> list[Row]:
     text = path.read_text()
     lines = text[: text.rfind("\n") + 1].splitlines()
     return [{name: float(value) for name, value in row.items() if value} for row in csv.DictReader(lines)]
-
-
-def gate_columns(model: VisionLanguageModel) -> Row:
-    """{"gate/<layer>/attention": tanh of the gate, "gate/<layer>/feed_forward": ...}."""
-    columns: Row = {}
-    with torch.no_grad():
-        gates = model.gate_values()
-    for layer, (attention, feed_forward) in gates.items():
-        columns[f"gate/{layer}/attention"] = attention
-        columns[f"gate/{layer}/feed_forward"] = feed_forward
-    return columns

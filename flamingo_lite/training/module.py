@@ -5,7 +5,7 @@ over all ranks and accumulated batches: a batch of long answers weighs more than
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from signal import SIGTERM, SIGUSR1, Signals
 from typing import Any
@@ -37,13 +37,20 @@ SIGNALS = (SIGTERM, SIGUSR1)
 
 @dataclass
 class StepReport:
-    """What one optimizer step did, over all ranks. `signal`: one that asks to stop, if any rank has received it."""
+    """What one optimizer step did, over all ranks. `signal`: one that asks to stop, if any rank has received it.
+
+    `positions`: of the batches, `tokens`: those that are no padding, `trained`: those that the loss is of.
+    """
 
     loss: float
     gradient_norm: float
     learning_rate: float
     samples: int
     tokens: int
+    images: int
+    rows: int
+    positions: int
+    trained: int
     skipped: bool = False
     signal: Signals | None = None
 
@@ -52,6 +59,7 @@ class TrainingModule(lightning.LightningModule):
     """Trains `model` for `steps` optimizer steps of `accumulate` batches each.
 
     `report` is the last step's, None while a step is unfinished. `notes` go into each checkpoint as they are.
+    `on_gradients` is called once per step, when gradients are whole and not clipped yet.
     """
 
     def __init__(
@@ -75,6 +83,7 @@ class TrainingModule(lightning.LightningModule):
         self.ranks = ranks
         self.skipped = skipped
         self.notes = dict(notes)
+        self.on_gradients: Callable[[torch.optim.Optimizer], None] = lambda optimizer: None
         self.signal: Signals | None = None
         self.report: StepReport | None = None
         # Frozen parameters are not in the checkpoint; `check_resumable` sees that nothing else is missing.
@@ -83,7 +92,8 @@ class TrainingModule(lightning.LightningModule):
         self._random_state: dict[str, Tensor] | None = None
         self._clear()
 
-    def training_step(self, prepared: PreparedBatch, batch_index: int) -> Tensor:
+    def training_step(self, prepared: PreparedBatch, batch_index: int) -> dict[str, Tensor]:
+        """The summed loss, which Lightning differentiates, and `token_losses` (b t) for whoever looks on."""
         self.report = None
         batch, weights = prepared.batch, prepared.loss_weights
         is_trained = batch.labels[:, 1:] != IGNORED
@@ -92,13 +102,16 @@ class TrainingModule(lightning.LightningModule):
         features = None
         if self.features is not None and prepared.known is not None:
             features = complete(self.model, self.features, prepared.known, batch.pixel_values)
-        loss = self.model(**batch, loss_weights=weights, num_items=1, vision_features=features).loss
+        found = self.model(**batch, loss_weights=weights, num_items=1, vision_features=features)
+        loss = found.loss
         self._losses.append(loss.detach())
         self._sample_names.append(["/".join(sample) for sample in prepared.samples])
         self._trained_tokens = self._trained_tokens.to(loss.device) + tokens
-        self._samples += prepared.documents
-        self._tokens += prepared.tokens
-        return loss
+        self._labels = self._labels.to(loss.device) + is_trained.sum()
+        rows, images = len(batch.labels), len(batch.pixel_values)
+        counts = (prepared.documents, prepared.tokens, images, rows, batch.labels.numel())
+        self._counts = [known + more for known, more in zip(self._counts, counts, strict=True)]
+        return {"loss": loss, "token_losses": found.token_losses}
 
     def configure_gradient_clipping(
         self,
@@ -116,19 +129,23 @@ class TrainingModule(lightning.LightningModule):
         for parameter in parameters:
             assert parameter.grad is not None
             local(parameter.grad).mul_(scale)
+        self.on_gradients(optimizer)
         limit = self.optimizer_config.gradient_clip or float("inf")
         norm = whole(nn.utils.clip_grad_norm_(parameters, limit)).to(totals)
         # The one place in a step that waits for the device.
-        loss, norm, samples, tokens, *signals = torch.stack(
-            [totals[0] / trained_tokens, norm, *totals[2:]]
-        ).tolist()
+        loss, norm, *numbers = torch.stack([totals[0] / trained_tokens, norm, *totals[2:]]).tolist()
+        trained, samples, tokens, images, rows, positions, *signals = map(round, numbers)
         received = [number for number, count in zip(SIGNALS, signals, strict=True) if count]
         self.report = StepReport(
             loss=loss,
             gradient_norm=norm,
             learning_rate=optimizer.param_groups[0]["lr"],
-            samples=round(samples),
-            tokens=round(tokens),
+            samples=samples,
+            tokens=tokens,
+            images=images,
+            rows=rows,
+            positions=positions,
+            trained=trained,
             # A loss scale that was too large makes infinite gradients, and is made smaller by the scaler.
             skipped=not (math.isfinite(loss) and (math.isfinite(norm) or self._has_scaler())),
             signal=received[0] if received else None,
@@ -142,12 +159,15 @@ class TrainingModule(lightning.LightningModule):
         self._clear()
 
     def _totals(self) -> Tensor:
-        """Over all ranks: the summed loss, trained-on tokens, samples, tokens, and who received which signal."""
+        """Over all ranks: the summed loss, what it is divided by, `trained` to `positions` of a `StepReport`, and who
+        received which signal.
+        """
         asked = [self.signal is number for number in SIGNALS]
         device = self._trained_tokens.device
         kind = torch.float32 if device.type == "mps" else torch.float64
-        counts = torch.tensor([self._samples, self._tokens, *asked], dtype=kind, device=device)
-        sums = torch.stack([torch.stack(self._losses).sum().to(kind), self._trained_tokens.to(kind)])
+        counts = torch.tensor([*self._counts, *asked], dtype=kind, device=device)
+        sums = [torch.stack(self._losses).sum(), self._trained_tokens, self._labels]
+        sums = torch.stack([value.to(kind) for value in sums])
         return self.trainer.strategy.reduce(torch.cat([sums, counts]), reduce_op="sum")
 
     def _has_scaler(self) -> bool:
@@ -189,7 +209,8 @@ class TrainingModule(lightning.LightningModule):
         self._losses: list[Tensor] = []
         self._sample_names: list[list[str]] = []
         self._trained_tokens = torch.zeros(())
-        self._samples = self._tokens = 0
+        self._labels = torch.zeros((), dtype=torch.int64)
+        self._counts = [0, 0, 0, 0, 0]  # samples, tokens, images, rows, positions
 
 
 def trainable_names(module: nn.Module) -> set[str]:

@@ -7,6 +7,7 @@ import torch
 
 from flamingo_lite.data.make import DataConfig
 from flamingo_lite.errors import FlamingoError
+from flamingo_lite.evaluation.grid import EvaluationConfig
 from flamingo_lite.models.build import ModelConfig
 from flamingo_lite.names import check_choice
 from flamingo_lite.training.optim import OptimizerConfig
@@ -25,6 +26,19 @@ FROZEN_DTYPES: dict[str, tuple[str, ...]] = {
 RESUME = ("auto", "never")
 
 
+def small_evaluation() -> EvaluationConfig:
+    """A few seconds of few-shot questions: whether demonstrations help yet."""
+    return EvaluationConfig(
+        splits=["test"],
+        styles=["direct"],
+        shots=[0, 4],
+        seeds=[0],
+        conditions=["standard"],
+        queries=50,
+        resamples=200,
+    )
+
+
 @dataclass
 class StageConfig:
     """What is learned: for how long, from how many rows a step, by which optimizer.
@@ -37,7 +51,9 @@ class StageConfig:
     `max_length`; a longer document has a row to itself); `images_per_row`: at most (by default without limit);
     `pack_window`: consecutive documents that are packed together.
     `policy`: what trains, unless empty in place of the model's own policy (model.policy, or that of `start`).
-    `samples`: how many documents the trained model continues for the table in W&B. `keep`: how many of the last
+    `samples`: how many documents the model continues for the table of samples, every `samples_every` steps and at the
+    end (0: at the end alone). `evaluate_every`: after how many steps the few-shot `evaluation` is run, and at the end
+    (0: never); neither changes the training. `keep`: how many of the last
     checkpoints stay, beside the one of the lowest loss. `max_skipped_steps`: a step whose loss or gradient is no
     number is skipped; one more than these stops the run.
     """
@@ -56,6 +72,9 @@ class StageConfig:
     keep: int = 2
     max_skipped_steps: int = 10
     samples: int = 8
+    samples_every: int = 0
+    evaluate_every: int = 0
+    evaluation: EvaluationConfig = field(default_factory=small_evaluation)
     policy: dict[str, Any] = field(default_factory=dict)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
 
@@ -66,8 +85,9 @@ class StageConfig:
         ):
             if (value := getattr(self, name)) is not None and value < 1:
                 raise FlamingoError(f"stage.{name} is {value}; expected 1 or more")
-        if self.max_skipped_steps < 0:
-            raise FlamingoError(f"stage.max_skipped_steps is {self.max_skipped_steps}; expected 0 or more")
+        for name in ("max_skipped_steps", "samples", "samples_every", "evaluate_every"):
+            if getattr(self, name) < 0:
+                raise FlamingoError(f"stage.{name} is {getattr(self, name)}; expected 0 or more")
 
 
 @dataclass
@@ -81,6 +101,8 @@ class TrainerConfig:
     `devices`: of each node, one process each; 0 = as many as torchrun or srun has started, else one. `strategy`: "ddp"
     (every device holds the model), "fsdp2" (every device holds its share of each layer); "auto" is ddp where there are
     several. `timeout_minutes`: how long ranks wait for each other before the run ends.
+    `peak_flops`: operations a second that a device could do at most, for the share of it that the model uses; by default
+    NVIDIA's figures for 16 bits, where they are known.
     """
 
     accelerator: str = "auto"
@@ -96,6 +118,7 @@ class TrainerConfig:
     deterministic: bool = True
     threads: int = 0
     workers: int = 1
+    peak_flops: float | None = None
 
     def __post_init__(self) -> None:
         check_choice("value of trainer.accelerator:", self.accelerator, ("auto", "cpu", "cuda", "gpu", "mps"))
@@ -113,6 +136,8 @@ class TrainerConfig:
                 raise FlamingoError(f"trainer.{name} is {getattr(self, name)}; expected 0 or more")
         if self.accumulate < 1:
             raise FlamingoError(f"trainer.accumulate is {self.accumulate}; expected 1 or more")
+        if self.peak_flops is not None and not self.peak_flops > 0:
+            raise FlamingoError(f"trainer.peak_flops is {self.peak_flops}; expected more than 0, or null")
         if not self.timeout_minutes > 0:
             raise FlamingoError(f"trainer.timeout_minutes is {self.timeout_minutes}; expected more than 0")
         if self.strategy == "fsdp2" and self.compile:

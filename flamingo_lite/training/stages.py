@@ -14,7 +14,6 @@ from pathlib import Path
 import lightning.pytorch as lightning
 import torch
 from rich.console import Console
-from torch import nn
 
 from flamingo_lite.checkpoints import io as checkpoints
 from flamingo_lite.data.features import FeatureCache
@@ -27,8 +26,16 @@ from flamingo_lite.models.language import context_length
 from flamingo_lite.models.model import VisionLanguageModel
 from flamingo_lite.models.policy import apply_policy, frozen_sha256, policy_table
 from flamingo_lite.processing import VisionLanguageProcessor
-from flamingo_lite.training.beginning import METRICS, Beginning, as_yaml, begin, identity, write_summary
-from flamingo_lite.training.callbacks import MetricsFile, Monitor, StepDisplay
+from flamingo_lite.training.asides import Aside, Asides, continued, few_shot
+from flamingo_lite.training.beginning import (
+    METRICS,
+    Beginning,
+    as_yaml,
+    begin,
+    identity,
+    write_summary,
+)
+from flamingo_lite.training.callbacks import MetricsFile, StepDisplay
 from flamingo_lite.training.checkpointing import (
     FOLDER,
     CheckpointKeeper,
@@ -41,17 +48,20 @@ from flamingo_lite.training.display import ProgressDisplay
 from flamingo_lite.training.features import open_features
 from flamingo_lite.training.interrupts import StopOnSignal
 from flamingo_lite.training.launch import is_supervised, launch, leave_with_supervisor
+from flamingo_lite.training.lineage import CheckpointLineage, made_model, used_data
 from flamingo_lite.training.measuring import measuring
 from flamingo_lite.training.module import TrainingModule
+from flamingo_lite.training.monitor import Monitor, Sink
 from flamingo_lite.training.parallel import build_trainer, one_line_failures
 from flamingo_lite.training.precision import as_saved, prepare
 from flamingo_lite.training.ranks import Ranks, join, started_ranks
-from flamingo_lite.training.samples import draw_samples
+from flamingo_lite.training.samples import SampleHistory
 from flamingo_lite.training.settings import MODEL, TrainingConfig, torch_device
 from flamingo_lite.training.sharding import ShardedStrategy
 from flamingo_lite.training.skipping import FILE as SKIPPED_FILE
 from flamingo_lite.training.skipping import SkippedSteps
 from flamingo_lite.training.tracking import WANDB_RUN, Tracker, WandbConfig
+from flamingo_lite.training.utilization import utilization
 
 
 def run_stage(
@@ -97,8 +107,8 @@ def _run(
     )
     data = _data(config, shards, model, processor, ranks, console, features)
     module = _module(config, model, data.steps, ranks, features)
-    tracking = config.wandb if ranks.is_first else WandbConfig(mode="disabled")
-    with Tracker(tracking, output, dataclasses.asdict(config), _saying(console)) as tracker:
+    with _tracker(config, ranks, console) as tracker:
+        used_data(tracker, {name: its.manifest for name, its in shards.items()})
         module.notes[WANDB_RUN] = tracker.run_id
         rows, model = _fit(config, module, data, tracker, beginning, console, callbacks)
         if frozen_sha256(module.model) != module.frozen_hashes:
@@ -106,14 +116,10 @@ def _run(
         if not ranks.is_first:
             return output / MODEL
         checkpoints.save(as_saved(model), processor, output / MODEL)
-        documents = readable(next(iter(shards.values())))
-        if model is module.model:  # a model that had to be sharded may not fit on one device
-            nn.Module.to(model, torch_device(config.trainer.accelerator))
-        samples = draw_samples(model, processor, documents, config.stage.samples)
-        tracker.log_samples(samples, data.steps + 1)
         figures: dict[str, float] = {"steps": data.steps, "seconds": time.perf_counter() - started}
         figures |= {"loss": rows[-1]["loss"], "skipped_steps": module.skipped.count} if rows else {}
         tracker.summarize(figures)
+        made_model(tracker, output / MODEL, figures)
     done = {"finished": True, "identity": defining, "frozen_sha256": module.frozen_hashes, **figures}
     write_summary(output, done)
     return output / MODEL
@@ -192,17 +198,24 @@ def _fit(
         console.print(f"resuming {output} at step {done} of {steps}")
     display = ProgressDisplay("training", steps, console, done)
     step_display = StepDisplay(display)
-    sinks = [MetricsFile(output / METRICS, done), tracker.log, step_display] if module.ranks.is_first else []
-    monitor = Monitor(stage.log_every, sinks, data.consumption.columns)
+    sinks: list[Sink] = (
+        [MetricsFile(output / METRICS, done), tracker.log, step_display] if module.ranks.is_first else []
+    )
+    monitor = _monitor(config, module, data, sinks)
+    asides = _asides(config, module, data, monitor, tracker, done)
+    # A row is due wherever an aside is, to take what it found.
+    monitor.periods += asides.periods
+    monitor.more += [asides.columns]
     files = VerifiedCheckpointIO()
     keeper = CheckpointKeeper(output / FOLDER, stage.checkpoint_every, stage.keep, files, _saying(console))
     # Counting comes first: a row, and a checkpoint, are to know of the batch that has just been trained on.
-    ours = [Counting(stage.log_every), monitor, step_display]
+    ours = [Counting(stage.log_every), asides, monitor, step_display]
+    lineage = CheckpointLineage(tracker, output / FOLDER, files)
     trainer = build_trainer(
         config.trainer,
         module.ranks,
         max_steps=steps,
-        callbacks=[*ours, *callbacks, keeper, StopOnSignal(keeper)],
+        callbacks=[*ours, *callbacks, keeper, lineage, StopOnSignal(keeper)],
         plugins=[files],
         default_root_dir=output,
     )
@@ -211,6 +224,49 @@ def _fit(
         trainer.fit(module, datamodule=data, ckpt_path=beginning.checkpoint, weights_only=True)
     strategy = trainer.strategy
     return monitor.rows, strategy.assembled() if isinstance(strategy, ShardedStrategy) else module.model
+
+
+def _tracker(config: TrainingConfig, ranks: Ranks, console: Console) -> Tracker:
+    """The first rank's; the others log nothing."""
+    tracking = config.wandb if ranks.is_first else WandbConfig(mode="disabled")
+    settings = dataclasses.asdict(config)
+    return Tracker(tracking, Path(config.output), settings, group=config.name, say=_saying(console))
+
+
+def _monitor(
+    config: TrainingConfig, module: TrainingModule, data: ShardDataModule, sinks: list[Sink]
+) -> Monitor:
+    trainer = config.trainer
+    device = torch_device(trainer.accelerator)
+    return Monitor(
+        [config.stage.log_every],
+        sinks,
+        [source.name for source in data.sources],
+        [data.consumption.columns],
+        utilization(module.model, trainer.precision, device, trainer.peak_flops, module.ranks.number),
+    )
+
+
+def _asides(
+    config: TrainingConfig,
+    module: TrainingModule,
+    data: ShardDataModule,
+    monitor: Monitor,
+    tracker: Tracker,
+    done: int,
+) -> Asides:
+    """What is done beside training; on the first rank it leaves files."""
+    output, stage, is_first = Path(config.output), config.stage, module.ranks.is_first
+    asides: list[tuple[int, Aside]] = []
+    if stage.samples:
+        shards = data.sources[0].shards
+        history = SampleHistory(output, done) if is_first else None
+        look = continued(data.processor, lambda: readable(shards), stage.samples, history, tracker)
+        asides.append((stage.samples_every, look))
+    if stage.evaluate_every:
+        evaluation = few_shot(data.processor, stage.evaluation, output if is_first else None)
+        asides.append((stage.evaluate_every, evaluation))
+    return Asides(asides, module.ranks, monitor.paused)
 
 
 @contextmanager
