@@ -8,21 +8,12 @@ file. With `--memory`: what 50,000 documents of small images take, over the run.
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
-import platform
-import statistics
 import subprocess
 import sys
-import time
-from datetime import date
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
-
-import mmc4_like
-import numpy as np
 
 HERE = Path(__file__).parent
 NAMES = ("ours", "theirs", "limit")
@@ -33,7 +24,14 @@ class Pipeline:
     """A process of `pipelines.py` that waits until it is asked for a burst."""
 
     def __init__(self, name: str, folder: Path, batch_size: int, workers: int) -> None:
-        command = [sys.executable, str(HERE / "pipelines.py"), name, str(folder), str(batch_size), str(workers)]
+        command = [
+            sys.executable,
+            str(HERE / "pipelines.py"),
+            name,
+            str(folder),
+            str(batch_size),
+            str(workers),
+        ]
         environment = {**os.environ, "OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
         self.process = subprocess.Popen(
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment

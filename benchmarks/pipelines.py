@@ -118,7 +118,9 @@ def tokenizer() -> PreTrainedTokenizerBase:
 
 def limit(folder: Path, batch_size: int, workers: int) -> Iterator[int]:
     """The images of documents that are in memory, decoded and resized; only their number leaves the worker."""
-    loader = DataLoader(Bare(folder / "shards", batch_size), batch_size=None, shuffle=True, num_workers=workers)
+    loader = DataLoader(
+        Bare(folder / "shards", batch_size), batch_size=None, shuffle=True, num_workers=workers
+    )
     for _ in range(EPOCHS):
         yield from loader
 

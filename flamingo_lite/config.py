@@ -5,7 +5,7 @@ YAML in `conf/` only chooses; an unknown key, preset or value is one line with t
 
 import functools
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, fields, is_dataclass
 from pathlib import Path
 from typing import Any
@@ -26,6 +26,7 @@ from flamingo_lite.training.plan import PlanConfig
 from flamingo_lite.training.settings import TrainingConfig
 
 SCHEMA = "schema"
+SAVED = "saved"
 
 
 @dataclass
@@ -54,14 +55,19 @@ def load_config(overrides: Sequence[str] = ()) -> Config:
     return as_config(compose(overrides))
 
 
-def compose(overrides: Sequence[str] = ()) -> DictConfig:
-    """What the presets and the overrides come to, before the components have checked their values."""
+def compose(overrides: Sequence[str] = (), file: str | None = None) -> DictConfig:
+    """What the presets and the overrides come to, before the components have checked their values.
+
+    `file`: a config.yaml that a run has saved, in place of the presets.
+    """
     parsed = parse(overrides)
     if swept := next((o for o in parsed if o.is_sweep_override()), None):
         raise FlamingoError(
             f"'{swept.input_line}' gives several values; add -m to run each, or write a list as [1,2]"
         )
-    return _compose([_normalized(override) for override in parsed])
+    if file is not None:
+        _store(file, parsed)
+    return _compose([_normalized(override) for override in parsed], SAVED if file else "config")
 
 
 def sweep(overrides: Sequence[str]) -> Iterator[tuple[str, list[str]]]:
@@ -103,11 +109,43 @@ def parse(overrides: Sequence[str]) -> list[Override]:
     return parsed
 
 
-def _compose(overrides: list[str]) -> DictConfig:
+def _store(file: str, overrides: Iterable[Override]) -> None:
+    """Makes a saved configuration one that hydra can start from. Errors: `FlamingoError`."""
+    groups = preset_groups()
+    if chosen := next((o for o in overrides if o.key_or_group in groups), None):
+        raise FlamingoError(
+            f"'{chosen.input_line}' chooses a preset, but --config {file} has all settings already; change single ones "
+            f"({chosen.key_or_group}.<name>=...), or leave --config out"
+        )
+    try:
+        saved = OmegaConf.load(file)
+    except (OSError, yaml.YAMLError, UnicodeDecodeError) as error:
+        raise FlamingoError(
+            f"--config {file} cannot be read ({_first_line(error)}); expected the config.yaml of a run"
+        ) from error
+    if not isinstance(saved, DictConfig):
+        raise FlamingoError(f"--config {file} holds no settings; expected the config.yaml of a run")
+    keys, free = _known_keys()
+    for key in _dotted(saved):
+        if key not in keys and not any(key.startswith(f"{prefix}.") for prefix in free):
+            raise unknown(f"setting in {file}:", key, keys)
+    node = OmegaConf.create({"defaults": [SCHEMA, "_self_"], **saved})
+    ConfigStore.instance().store(name=SAVED, node=node)
+
+
+def _dotted(node: DictConfig, prefix: str = "") -> Iterator[str]:
+    for name in node:
+        child = node._get_node(name)
+        yield f"{prefix}{name}"
+        if isinstance(child, DictConfig) and not child._is_none():
+            yield from _dotted(child, f"{prefix}{name}.")
+
+
+def _compose(overrides: list[str], name: str) -> DictConfig:
     ConfigStore.instance().store(name=SCHEMA, node=_schema())
     try:
         with hydra.initialize_config_dir(str(conf_directory().absolute()), version_base="1.3"):
-            composed = hydra.compose("config", overrides=overrides)
+            composed = hydra.compose(name, overrides=overrides)
         OmegaConf.resolve(composed)
         return composed
     except (HydraException, OmegaConfBaseException, yaml.YAMLError) as error:

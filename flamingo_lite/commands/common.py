@@ -15,6 +15,11 @@ def add_config_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--cfg", nargs="?", const="job", metavar="job", help="print the settings of the run, and stop"
     )
+    parser.add_argument(
+        "--config",
+        metavar="FILE",
+        help="start from the config.yaml that a run has saved, not from the presets",
+    )
 
 
 def add_multirun_argument(parser: argparse.ArgumentParser) -> None:
@@ -41,7 +46,7 @@ def configs(arguments: argparse.Namespace) -> "Iterator[Config]":
     else:
         runs = list(configuration.sweep(arguments.overrides))
     for name, overrides in runs:
-        composed = configuration.compose(overrides)
+        composed = configuration.compose(overrides, arguments.config)
         if name:
             composed.output = f"{composed.output}/{name}"
         # All are checked before the first one runs.

@@ -1,7 +1,9 @@
 """Trains the join of a vision encoder and a language model on shards, and saves the model whole.
 
-Writes into output=: flamingo/ (the model, for fl.load), metrics.csv, last.ckpt, config.yaml, wandb/.
-An interrupted run continues from last.ckpt when the same command is given again; resume=never starts over."""
+Writes into output=: flamingo/ (the model, for fl.load), metrics.csv, checkpoints/, config.yaml, wandb/.
+An interrupted run continues from its last checkpoint when the same command is given again; resume=never starts over.
+SIGTERM, and SIGUSR1 from SLURM, save and stop. trainer.devices=N trains on N devices of this machine; torchrun and srun
+start it on several: docs/training.md."""
 
 import argparse
 
@@ -22,9 +24,12 @@ def run(arguments: argparse.Namespace) -> None:
     chosen = list(configs(arguments))
     if not chosen:
         return
+    from flamingo_lite.training.launch import is_supervised
     from flamingo_lite.training.stages import run_stage
 
     console = Console()
     for config in chosen:
         directory = run_stage(config, console)
+        if is_supervised():  # whoever has started this rank says it
+            continue
         console.print(f"the model is in [bold]{directory}[/bold]", highlight=False, soft_wrap=True)

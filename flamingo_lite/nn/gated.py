@@ -21,6 +21,7 @@ from flamingo_lite.nn.cache import MediaCache
 from flamingo_lite.nn.feed_forward import FEED_FORWARDS
 from flamingo_lite.nn.masks import MediaLayout, PreviousLayout
 from flamingo_lite.nn.sizes import check_optional_sizes, check_sizes
+from flamingo_lite.nn.whole import whole
 
 PLACES: dict[str, Callable[[int, int], bool]] = {
     "end": lambda layer, every: (layer + 1) % every == 0,
@@ -122,7 +123,7 @@ def gated(x: Tensor, update: Tensor, gate: Tensor) -> Tensor:
 
 def gate_value(gate: Tensor) -> float:
     """How far a gate is open: tanh of a scalar one, the root mean square of a vector's tanh."""
-    opened = gate.detach().float().tanh()
+    opened = whole(gate.detach()).float().tanh()
     return opened.item() if opened.numel() == 1 else opened.square().mean().sqrt().item()
 
 

@@ -1,24 +1,18 @@
-"""A stage: one run of training. Data, policy and steps in; a saved model, metrics and a checkpoint out.
-
-A run is defined by what changes its numbers (`identity`). A checkpoint is continued only by the same run, and
-the message says which setting differs.
-"""
+"""A stage: one run of training. Data, policy and steps in; a saved model, metrics and checkpoints out."""
 
 import dataclasses
-import json
 import logging
-import pickle
-import shutil
 import signal
+import threading
 import time
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
+from functools import partial
 from pathlib import Path
-from typing import Any, cast
 
 import lightning.pytorch as lightning
 import torch
-from omegaconf import OmegaConf
 from rich.console import Console
 from torch import nn
 
@@ -26,100 +20,96 @@ from flamingo_lite.checkpoints import io as checkpoints
 from flamingo_lite.data.make import available_cores
 from flamingo_lite.data.shards import Shards
 from flamingo_lite.document import Document
-from flamingo_lite.errors import FlamingoError, SampleError
-from flamingo_lite.evaluation.results import write_atomically
+from flamingo_lite.errors import SampleError
 from flamingo_lite.models.build import build, build_processor
 from flamingo_lite.models.language import context_length
 from flamingo_lite.models.model import VisionLanguageModel
 from flamingo_lite.models.policy import apply_policy, frozen_sha256, policy_table
 from flamingo_lite.processing import VisionLanguageProcessor
-from flamingo_lite.training.callbacks import Checkpoint, MetricsFile, Monitor, StepDisplay
+from flamingo_lite.training.beginning import METRICS, Beginning, as_yaml, begin, identity, write_summary
+from flamingo_lite.training.callbacks import MetricsFile, Monitor, StepDisplay
+from flamingo_lite.training.checkpointing import (
+    FOLDER,
+    CheckpointKeeper,
+    Say,
+    VerifiedCheckpointIO,
+)
+from flamingo_lite.training.claim import claimed
 from flamingo_lite.training.datamodule import Counting, ShardDataModule, open_sources, shards_sha256
 from flamingo_lite.training.display import ProgressDisplay
+from flamingo_lite.training.interrupts import StopOnSignal
+from flamingo_lite.training.launch import is_supervised, launch, leave_with_supervisor
 from flamingo_lite.training.module import TrainingModule
+from flamingo_lite.training.parallel import build_trainer, one_line_failures
+from flamingo_lite.training.ranks import Ranks, join, started_ranks
 from flamingo_lite.training.samples import draw_samples
 from flamingo_lite.training.settings import MODEL, TrainingConfig, torch_device
-from flamingo_lite.training.tracking import Tracker, forget_run
-
-CHECKPOINT = "last.ckpt"
-METRICS = "metrics.csv"
-CONFIG = "config.yaml"
-SUMMARY = "training.json"
+from flamingo_lite.training.sharding import ShardedStrategy
+from flamingo_lite.training.skipping import FILE as SKIPPED_FILE
+from flamingo_lite.training.skipping import SkippedSteps
+from flamingo_lite.training.tracking import Tracker, WandbConfig
 
 
-def run_stage(config: TrainingConfig, console: Console | None = None) -> Path:
+def run_stage(
+    config: TrainingConfig, console: Console | None = None, callbacks: Sequence[lightning.Callback] = ()
+) -> Path:
     """Trains, and returns the directory of the saved model.
 
-    Writes into `config.output`: flamingo/ (the model), last.ckpt (to continue from), metrics.csv,
-    config.yaml, wandb/, and training.json, which says at the very end that the run is finished.
-    Errors: `FlamingoError` for shards, a checkpoint or settings that do not fit.
+    Writes into `config.output`: flamingo/ (the model), checkpoints/ (to continue from), metrics.csv, config.yaml,
+    wandb/, and training.json, which says at the very end that the run is finished. With several devices this process
+    starts one for each and waits for them, unless torchrun or srun has started it. `callbacks`: of Lightning, called
+    after ours. Errors: `FlamingoError` for shards, a checkpoint or settings that do not fit.
     """
-    console = console or Console()
+    ranks = started_ranks(config.trainer)
+    if ranks is None:
+        launch(as_yaml(config), config.trainer.devices)
+        return Path(config.output) / MODEL
+    if is_supervised():
+        leave_with_supervisor()
+    console = (console or Console()) if ranks.is_first else Console(quiet=True)
+    join(ranks, config.trainer)
+    with claimed(Path(config.output)) if ranks.is_first else nullcontext():
+        return _run(config, ranks, console, callbacks)
+
+
+def _run(
+    config: TrainingConfig, ranks: Ranks, console: Console, callbacks: Sequence[lightning.Callback]
+) -> Path:
     output = Path(config.output)
     shards = open_sources(config.data)
     defining = identity(config, {name: shards_sha256(s.manifest) for name, s in shards.items()})
-    previous = _previous_run(output) if config.resume == "auto" else {}
-    if previous:
-        check_same_run(previous["identity"], defining, output)
-        if previous["finished"]:
-            console.print(f"{output / MODEL} is trained already; resume=never trains it anew")
-            return output / MODEL
+    # One rank looks, so that all see the same.
+    beginning = ranks.broadcast(begin(config, defining, _saying(console)) if ranks.is_first else Beginning())
+    if beginning.finished:
+        console.print(f"{output / MODEL} is trained already; resume=never trains it anew")
+        return output / MODEL
     started = time.perf_counter()
-    _prepare(config)
+    _prepare(config, ranks)
     model, processor = _start(config)
     rows = apply_policy(model, model.config.policy)
     console.print(policy_table(rows, config.stage.optimizer.learning_rate))
-    output.mkdir(parents=True, exist_ok=True)
-    resume_from = output / CHECKPOINT if previous and (output / CHECKPOINT).exists() else None
-    if resume_from is None:
-        _clear(output)
-    _write_json(output / SUMMARY, {"finished": False, "identity": defining})
-    write_atomically(output / CONFIG, OmegaConf.to_yaml(OmegaConf.structured(config)).encode())
-    data = _data(config, shards, model, processor, console)
-    module = TrainingModule(model, config.stage.optimizer, data.steps, config.trainer.accumulate)
-    with Tracker(config.wandb, output, dataclasses.asdict(config)) as tracker:
-        rows = _fit(config, module, data, tracker, resume_from, console)
-        if frozen_sha256(model) != module.frozen_hashes:
+    data = _data(config, shards, model, processor, ranks, console)
+    module = _module(config, model, data.steps, ranks)
+    tracking = config.wandb if ranks.is_first else WandbConfig(mode="disabled")
+    with Tracker(tracking, output, dataclasses.asdict(config)) as tracker:
+        rows, model = _fit(config, module, data, tracker, beginning, console, callbacks)
+        if frozen_sha256(module.model) != module.frozen_hashes:
             raise RuntimeError("training has changed parameters that the policy freezes: this is a bug")
+        if not ranks.is_first:
+            return output / MODEL
         model.eval()
         checkpoints.save(model, processor, output / MODEL)
         documents = readable(next(iter(shards.values())))
-        nn.Module.to(model, torch_device(config.trainer.accelerator))
+        if model is module.model:  # a model that had to be sharded may not fit on one device
+            nn.Module.to(model, torch_device(config.trainer.accelerator))
         samples = draw_samples(model, processor, documents, config.stage.samples)
         tracker.log_samples(samples, data.steps + 1)
-        figures = {"steps": data.steps, "seconds": time.perf_counter() - started}
-        figures |= {"loss": rows[-1]["loss"]} if rows else {}
+        figures: dict[str, float] = {"steps": data.steps, "seconds": time.perf_counter() - started}
+        figures |= {"loss": rows[-1]["loss"], "skipped_steps": module.skipped.count} if rows else {}
         tracker.summarize(figures)
     done = {"finished": True, "identity": defining, "frozen_sha256": module.frozen_hashes, **figures}
-    _write_json(output / SUMMARY, done)
+    write_summary(output, done)
     return output / MODEL
-
-
-def identity(config: TrainingConfig, shards: Mapping[str, str]) -> dict[str, Any]:
-    """What changes the numbers of a run, as plain JSON: its model, stage, seed, precision and data.
-
-    `shards`: what identifies the shards of each source. On how many devices and in how many parts a step is taken, and
-    by how many workers it is read, changes nothing.
-    """
-    stage = dataclasses.asdict(config.stage)
-    silent = ["log_every", "checkpoint_every", "samples"]
-    # Epochs decide the steps.
-    silent += ["steps"] if config.stage.epochs is not None else []
-    return {
-        "model": dataclasses.asdict(config.model),
-        "stage": {name: value for name, value in stage.items() if name not in silent},
-        "seed": config.seed,
-        "trainer": {"precision": config.trainer.precision},
-        "data": {
-            "shuffle_shards": config.data.shuffle_shards,
-            "draft": config.data.draft,
-            "sources": {
-                name: {key: value for key, value in dataclasses.asdict(source).items() if key != "directory"}
-                for name, source in config.data.sources.items()
-            },
-        },
-        "shards": dict(shards),
-    }
 
 
 def readable(shards: Shards) -> Iterator[Document]:
@@ -131,22 +121,12 @@ def readable(shards: Shards) -> Iterator[Document]:
             continue
 
 
-def check_same_run(before: Mapping[str, Any], now: Mapping[str, Any], output: Path) -> None:
-    """Errors: `FlamingoError` that names the first setting in which the two identities differ."""
-    old, new = _flat(before), _flat(now)
-    for name in sorted(old.keys() | new.keys()):
-        if old.get(name) != new.get(name):
-            raise FlamingoError(
-                f"{output} was trained with {name}={old.get(name)}, now it is {new.get(name)}; "
-                "choose another output=, or start over with resume=never"
-            )
-
-
 def _data(
     config: TrainingConfig,
     shards: Mapping[str, Shards],
     model: VisionLanguageModel,
     processor: VisionLanguageProcessor,
+    ranks: Ranks,
     console: Console,
 ) -> ShardDataModule:
     display: list[ProgressDisplay] = []
@@ -159,7 +139,9 @@ def _data(
         if done == total:
             display.pop().__exit__(None, None, None)
 
-    return ShardDataModule(
+    if not ranks.is_first:  # the first one writes the lengths of documents, which the others read
+        ranks.broadcast(None)
+    data = ShardDataModule(
         shards,
         config.data,
         config.stage,
@@ -171,6 +153,22 @@ def _data(
         output=Path(config.output),
         progress=measuring,
     )
+    if ranks.is_first:
+        ranks.broadcast(None)
+    return data
+
+
+def _module(config: TrainingConfig, model: VisionLanguageModel, steps: int, ranks: Ranks) -> TrainingModule:
+    skipped = SkippedSteps(Path(config.output) / SKIPPED_FILE, config.stage.max_skipped_steps, ranks)
+    return TrainingModule(
+        model,
+        config.stage.optimizer,
+        steps,
+        config.trainer.accumulate,
+        ranks=ranks,
+        skipped=skipped,
+        notes={"config": as_yaml(config)},
+    )
 
 
 def _fit(
@@ -178,54 +176,57 @@ def _fit(
     module: TrainingModule,
     data: ShardDataModule,
     tracker: Tracker,
-    resume_from: Path | None,
+    beginning: Beginning,
     console: Console,
-) -> list[dict[str, float]]:
-    output, stage, steps = Path(config.output), config.stage, data.steps
-    done = _steps_of(resume_from) if resume_from else 0
-    if resume_from:
+    callbacks: Sequence[lightning.Callback],
+) -> tuple[list[dict[str, float]], VisionLanguageModel]:
+    """The rows of figures, and the trained model: whole, on the first rank."""
+    output, stage, steps, done = Path(config.output), config.stage, data.steps, beginning.step
+    if beginning.checkpoint:
         console.print(f"resuming {output} at step {done} of {steps}")
     display = ProgressDisplay("training", steps, console, done)
     step_display = StepDisplay(display)
-    sinks = [MetricsFile(output / METRICS, done), tracker.log, step_display]
+    sinks = [MetricsFile(output / METRICS, done), tracker.log, step_display] if module.ranks.is_first else []
     monitor = Monitor(stage.log_every, sinks, data.consumption.columns)
+    files = VerifiedCheckpointIO()
+    keeper = CheckpointKeeper(output / FOLDER, stage.checkpoint_every, stage.keep, files, _saying(console))
     # Counting comes first: a row, and a checkpoint, are to know of the batch that has just been trained on.
-    callbacks = [Counting(stage.log_every), monitor, step_display]
-    trainer = lightning.Trainer(
-        accelerator=config.trainer.accelerator,
-        devices=1,
-        precision=cast("Any", config.trainer.precision),
+    ours = [Counting(stage.log_every), monitor, step_display]
+    trainer = build_trainer(
+        config.trainer,
+        module.ranks,
         max_steps=steps,
-        max_epochs=-1,
-        accumulate_grad_batches=config.trainer.accumulate,
-        deterministic=config.trainer.deterministic,
-        callbacks=[*callbacks, Checkpoint(output / CHECKPOINT, stage.checkpoint_every)],
-        logger=False,
+        callbacks=[*ours, *callbacks, keeper, StopOnSignal(keeper)],
+        plugins=[files],
         default_root_dir=output,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        use_distributed_sampler=False,
     )
+    with display, one_line_failures(), _interrupts_kept():
+        # weights_only: a checkpoint is never unpickled.
+        trainer.fit(module, datamodule=data, ckpt_path=beginning.checkpoint, weights_only=True)
+    strategy = trainer.strategy
+    return monitor.rows, strategy.assembled() if isinstance(strategy, ShardedStrategy) else module.model
+
+
+@contextmanager
+def _interrupts_kept() -> Iterator[None]:
+    """Ctrl-C stays what it is: Lightning turns it into an exit, and leaves it switched off."""
     interrupt = signal.getsignal(signal.SIGINT)
-    with display:
-        try:
-            # weights_only: a checkpoint is never unpickled.
-            trainer.fit(module, datamodule=data, ckpt_path=resume_from, weights_only=True)
-        except SystemExit as error:  # Lightning's answer to Ctrl-C
-            raise KeyboardInterrupt from error
-        finally:
+    try:
+        yield
+    except SystemExit as error:
+        raise KeyboardInterrupt from error
+    finally:
+        if threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGINT, interrupt)
-    return monitor.rows
 
 
-def _prepare(config: TrainingConfig) -> None:
+def _prepare(config: TrainingConfig, ranks: Ranks) -> None:
     """Seeds and thread counts, and silence where Lightning would advertise itself."""
     torch_device(config.trainer.accelerator)
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
     warnings.filterwarnings("ignore", module="lightning.*")
     lightning.seed_everything(config.seed, workers=True, verbose=False)
-    torch.set_num_threads(config.trainer.threads or available_cores())
+    torch.set_num_threads(config.trainer.threads or max(1, available_cores() // ranks.devices))
 
 
 def _start(config: TrainingConfig) -> tuple[VisionLanguageModel, VisionLanguageProcessor]:
@@ -238,43 +239,6 @@ def _start(config: TrainingConfig) -> tuple[VisionLanguageModel, VisionLanguageP
     return model.train(), processor
 
 
-def _previous_run(output: Path) -> dict[str, Any]:
-    path = output / SUMMARY
-    if not path.exists():
-        return {}
-    try:
-        found = json.loads(path.read_text())
-        return {"finished": bool(found["finished"]), "identity": dict(found["identity"])}
-    except (ValueError, KeyError, TypeError) as error:
-        raise FlamingoError(f"{path} is damaged ({error}); start over with resume=never") from error
-
-
-def _steps_of(checkpoint: Path) -> int:
-    try:
-        return int(torch.load(checkpoint, weights_only=True, map_location="cpu", mmap=True)["global_step"])
-    except (OSError, RuntimeError, EOFError, KeyError, ValueError, pickle.UnpicklingError) as error:
-        raise FlamingoError(
-            f"{checkpoint} is damaged, or no checkpoint of training; start over with resume=never"
-        ) from error
-
-
-def _clear(output: Path) -> None:
-    """Removes what an earlier run left under names that this one will write."""
-    shutil.rmtree(output / MODEL, ignore_errors=True)
-    for name in (CHECKPOINT, METRICS, SUMMARY, CONFIG):
-        (output / name).unlink(missing_ok=True)
-    forget_run(output)
-
-
-def _write_json(path: Path, value: Mapping[str, Any]) -> None:
-    write_atomically(path, (json.dumps(value, indent=1) + "\n").encode())
-
-
-def _flat(value: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for name, item in value.items():
-        if isinstance(item, Mapping):
-            flat |= _flat(item, f"{prefix}{name}.")
-        else:
-            flat[f"{prefix}{name}"] = list(item) if isinstance(item, tuple) else item
-    return flat
+def _saying(console: Console) -> Say:
+    """Prints a line, however long, without colours."""
+    return partial(console.print, highlight=False, soft_wrap=True)

