@@ -25,6 +25,8 @@ from flamingo_lite.training.tracking import forget_run
 METRICS = "metrics.csv"
 CONFIG = "config.yaml"
 SUMMARY = "training.json"
+DEFINING = ("precision", "frozen_dtype", "compile")
+"""What of the trainer changes the numbers."""
 
 
 @dataclass(frozen=True)
@@ -82,7 +84,7 @@ def identity(config: TrainingConfig, shards: Mapping[str, str]) -> dict[str, Any
         "model": dataclasses.asdict(config.model),
         "stage": {name: value for name, value in stage.items() if name not in silent},
         "seed": config.seed,
-        "trainer": {"precision": config.trainer.precision},
+        "trainer": {name: getattr(config.trainer, name) for name in DEFINING},
         "data": {
             "shuffle_shards": config.data.shuffle_shards,
             "draft": config.data.draft,

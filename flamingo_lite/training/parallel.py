@@ -12,6 +12,7 @@ import lightning.pytorch as lightning
 from lightning.pytorch.strategies import DDPStrategy, Strategy
 
 from flamingo_lite.errors import FlamingoError, first_line
+from flamingo_lite.training.precision import lightning_precision
 from flamingo_lite.training.ranks import Ranks, is_lost_rank
 from flamingo_lite.training.settings import TrainerConfig
 from flamingo_lite.training.sharding import ShardedStrategy
@@ -28,7 +29,7 @@ def build_trainer(
         strategy=strategy_of(config, ranks),
         # Named, or Lightning would look for SLURM and torchrun itself.
         plugins=[*plugins, ranks.environment],
-        precision=cast("Any", config.precision),
+        precision=cast("Any", lightning_precision(config.precision)),
         accumulate_grad_batches=config.accumulate,
         deterministic=config.deterministic,
         max_epochs=-1,

@@ -15,8 +15,13 @@ from flamingo_lite.training.tracking import WandbConfig
 MODEL = "flamingo"
 """The folder of the saved model in a run's output."""
 
-PRECISIONS = ("32-true", "16-mixed", "bf16-mixed")
+PRECISIONS = ("32-true", "16-mixed", "bf16-mixed", "bf16-true")
 STRATEGIES = ("auto", "ddp", "fsdp2")
+FROZEN_DTYPES: dict[str, tuple[str, ...]] = {
+    "bf16-mixed": ("float32", "bfloat16"),
+    "16-mixed": ("float32", "float16"),
+}
+"""The types that frozen parameters may be held in, by the precisions that leave a choice."""
 RESUME = ("auto", "never")
 
 
@@ -72,7 +77,10 @@ class TrainerConfig:
     A step's rows go through each device in `accumulate` equal parts, one after the other. `devices`: of each node, one
     process each; 0 = as many as torchrun or srun has started, else one. `strategy`: "ddp" (every device holds the model),
     "fsdp2" (every device holds its share of each layer); "auto" is ddp where there are several. `timeout_minutes`:
-    how long ranks wait for each other before the run ends.
+    how long ranks wait for each other before the run ends. `precision`: 32-true and bf16-true hold and compute all in
+    one type; under the mixed ones what trains is held in float32, and `frozen_dtype` is the type of frozen weights
+    (null: that in which they were loaded). `checkpoint_activations`: decoder layers and blocks are computed again in
+    the backward pass. `compile`: the decoder stack goes through torch.compile.
     """
 
     accelerator: str = "auto"
@@ -81,6 +89,9 @@ class TrainerConfig:
     strategy: str = "auto"
     timeout_minutes: float = 30.0
     precision: str = "32-true"
+    frozen_dtype: str | None = None
+    checkpoint_activations: bool = False
+    compile: bool = False
     accumulate: int = 1
     deterministic: bool = True
     threads: int = 0
@@ -102,6 +113,13 @@ class TrainerConfig:
                 "trainer.strategy=fsdp2 does not go with trainer.precision=16-mixed, whose loss scale would be each "
                 "rank's own; use bf16-mixed, or trainer.strategy=ddp"
             )
+        if self.frozen_dtype is not None:
+            fitting = FROZEN_DTYPES.get(self.precision, ())
+            if self.frozen_dtype not in fitting:
+                raise FlamingoError(
+                    f"trainer.frozen_dtype is {self.frozen_dtype}; under trainer.precision={self.precision} expected "
+                    f"{' or '.join(('null', *fitting))}"
+                )
 
 
 @dataclass

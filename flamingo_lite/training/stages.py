@@ -41,6 +41,7 @@ from flamingo_lite.training.interrupts import StopOnSignal
 from flamingo_lite.training.launch import is_supervised, launch, leave_with_supervisor
 from flamingo_lite.training.module import TrainingModule
 from flamingo_lite.training.parallel import build_trainer, one_line_failures
+from flamingo_lite.training.precision import as_saved, prepare
 from flamingo_lite.training.ranks import Ranks, join, started_ranks
 from flamingo_lite.training.samples import draw_samples
 from flamingo_lite.training.settings import MODEL, TrainingConfig, torch_device
@@ -86,6 +87,7 @@ def _run(
     started = time.perf_counter()
     _prepare(config, ranks)
     model, processor = _start(config)
+    prepare(model, config.trainer)
     rows = apply_policy(model, model.config.policy)
     console.print(policy_table(rows, config.stage.optimizer.learning_rate))
     data = _data(config, shards, model, processor, ranks, console)
@@ -98,7 +100,7 @@ def _run(
         if not ranks.is_first:
             return output / MODEL
         model.eval()
-        checkpoints.save(model, processor, output / MODEL)
+        checkpoints.save(as_saved(model), processor, output / MODEL)
         documents = readable(next(iter(shards.values())))
         if model is module.model:  # a model that had to be sharded may not fit on one device
             nn.Module.to(model, torch_device(config.trainer.accelerator))
