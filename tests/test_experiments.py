@@ -1,4 +1,4 @@
-"""The experiments for clusters: each composes, builds on the meta device under its policy, and comes to what was published."""
+"""The experiments for clusters: each composes, builds on the meta device under its policy, and is what was published."""
 
 import pytest
 
