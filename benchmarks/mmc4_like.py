@@ -1,5 +1,5 @@
 """Documents like MMC4's, made here: tars as OpenFlamingo trains on (one `<key>.json` a document, its images in it as
-base64), and the same documents as shards of this package.
+base64), and what `flamingo-lite data convert` makes of them.
 
 Images are 1/f noise, whose spectrum is that of photographs (Field, 1987), as JPEGs of about a quarter of a byte a pixel;
 texts are common words. Every image has a sentence of its own that is alike to it.
@@ -11,15 +11,14 @@ import base64
 import io
 import json
 import random
+import subprocess
+import sys
 import tarfile
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import PIL.Image
-
-from flamingo_lite.data.shards import write_shards
-from flamingo_lite.document import Document, Image, Text
 
 MOST_IMAGES = 6
 SENTENCES = (7, 12)  # and so below 256 tokens of the packaged tokenizer: nothing is cut off
@@ -83,18 +82,6 @@ def record(number: int, pool: list[bytes], draw: random.Random) -> dict[str, Any
     }
 
 
-def document(record: dict[str, Any]) -> Document:
-    """The same document in this package's form: each image before its own sentence, chunks ended as OpenFlamingo does."""
-    images = {entry["matched_text_index"]: entry for entry in record["image_info"]}
-    segments: list[Text | Image] = []
-    for i, sentence in enumerate(record["text_list"]):
-        if i in images:
-            segments.append(Image(base64.b64decode(images[i]["image_base64"]), name=images[i]["image_name"]))
-        last = i + 1 == len(record["text_list"])
-        segments.append(Text(sentence + ("" if last else " "), ends_chunk=last or i + 1 in images))
-    return Document(segments)
-
-
 def make(folder: Path, documents: int, tars: int, edges: tuple[int, int], pool: int, seed: int = 0) -> None:
     """Writes `folder/mmc4/{00000..}.tar` and `folder/shards`, unless they are there from the same numbers."""
     recipe = json.dumps([documents, tars, list(edges), pool, seed])
@@ -112,6 +99,17 @@ def make(folder: Path, documents: int, tars: int, edges: tuple[int, int], pool: 
                 member = tarfile.TarInfo(f"{place:08d}.json")
                 member.size = len(data)
                 tar.addfile(member, io.BytesIO(data))
-    ours = ((f"{i:08d}", document(entry)) for i, entry in enumerate(records))
-    write_shards(ours, folder / "shards", samples_per_shard=-(-documents // tars), overwrite=True)
+    # With all that OpenFlamingo would drop by chance or as too small, so that both read the same documents.
+    options = ["single_images=1.0", "min_bytes=0", "--workers", "1", "--overwrite"]
+    command = [
+        sys.executable,
+        "-m",
+        "flamingo_lite",
+        "data",
+        "convert",
+        "--from",
+        "mmc4",
+        str(folder / "mmc4"),
+    ]
+    subprocess.run([*command, "--to", str(folder / "shards"), *options], check=True)
     made.write_text(recipe)

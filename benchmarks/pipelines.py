@@ -7,6 +7,7 @@ in memory are decoded and resized, by the same decoder at the same draft scale, 
 from __future__ import annotations
 
 import argparse
+import functools
 import importlib.util
 import io
 import json
@@ -23,9 +24,12 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
+from flamingo_lite.data.make import DataConfig
 from flamingo_lite.data.shards import Shards, read_shards
 from flamingo_lite.image_transform import ImageTransform
 from flamingo_lite.processing import VisionLanguageProcessor
+from flamingo_lite.training.datamodule import ONLY_SOURCE, ShardDataModule
+from flamingo_lite.training.settings import StageConfig
 
 TOKENIZER = Path(__file__).parents[1] / "flamingo_lite" / "backbones" / "language"
 MAX_LENGTH = 256  # their constant
@@ -34,29 +38,24 @@ EPOCHS = 1000
 
 
 def ours(folder: Path, batch_size: int, workers: int) -> Iterator[int]:
-    """The images of each of our batches, read, decoded, tokenized and collated as in training."""
-    loader = DataLoader(
-        OurBatches(folder / "shards", batch_size), batch_size=None, shuffle=True, num_workers=workers
+    """The images of each of our batches, as the training loop gets them and puts them on its device, here the CPU."""
+    directory = str(folder / "shards")
+    data = DataConfig(directory=directory)
+    stage = StageConfig(steps=10**9, batch_size=batch_size)
+    processor = VisionLanguageProcessor(tokenizer(), ImageTransform())
+    module = ShardDataModule(
+        {ONLY_SOURCE: Shards(directory)},
+        data,
+        stage,
+        processor,
+        seed=0,
+        max_length=MAX_LENGTH,
+        workers=workers,
     )
-    for _ in range(EPOCHS):
-        for batch in loader:
-            yield len(batch.pixel_values)
-
-
-class OurBatches(Dataset[Any]):
-    def __init__(self, directory: Path, batch_size: int) -> None:
-        self.shards = Shards(directory)
-        self.processor = VisionLanguageProcessor(tokenizer(), ImageTransform())
-        self.batch_size = batch_size
-
-    def __len__(self) -> int:
-        return EPOCHS * len(self.shards) // self.batch_size
-
-    def __getitem__(self, number: int) -> Any:
-        first = number * self.batch_size
-        documents = [self.shards[i % len(self.shards)][1] for i in range(first, first + self.batch_size)]
-        encoded = self.processor.encode_all(documents, True, MAX_LENGTH)
-        return self.processor.collate(encoded, draft=True)
+    for batch in module.train_dataloader():
+        if batch.rejects:
+            raise SystemExit(f"a document was not used: {batch.rejects[0].message}")
+        yield len(batch.to("cpu").batch.pixel_values)
 
 
 def theirs(folder: Path, batch_size: int, workers: int) -> Iterator[int]:
@@ -89,6 +88,9 @@ def open_flamingo_data() -> Any:
         raise SystemExit("open-flamingo is not installed; expected open-flamingo==2.0.1 (make setup)")
     sys.path.insert(0, str(Path(package.origin).parent / "train"))  # it says `from data_utils import *`
     module = importlib.import_module("data")
+    # webdataset >= 0.2.90 marks the end of a tar, which their grouping does not know.
+    members = importlib.import_module("data_utils")
+    members.tar_file_expander = functools.partial(members.tar_file_expander, eof_value=None)
     # Theirs would keep 5,000 documents of half a megabyte in each worker.
     module._SAMPLE_SHUFFLE_SIZE, module._SAMPLE_SHUFFLE_INITIAL = 200, 100
     logging.disable(logging.WARNING)  # a line for each document that they drop

@@ -12,14 +12,33 @@ from types import ModuleType
 from typing import NoReturn
 
 import flamingo_lite
-from flamingo_lite.commands import data_check, data_make, evaluate, export, plan, quickstart, report, train
+from flamingo_lite.commands import (
+    data_check,
+    data_convert,
+    data_deny,
+    data_index,
+    data_make,
+    data_preview,
+    data_stats,
+    evaluate,
+    export,
+    plan,
+    quickstart,
+    report,
+    train,
+)
 from flamingo_lite.errors import PREFIX, FlamingoError
 from flamingo_lite.names import unknown
 
 COMMANDS: dict[str, ModuleType] = {
     "quickstart": quickstart,
     "data make": data_make,
+    "data convert": data_convert,
+    "data deny": data_deny,
     "data check": data_check,
+    "data stats": data_stats,
+    "data preview": data_preview,
+    "data index": data_index,
     "train": train,
     "eval": evaluate,
     "report": report,
@@ -142,7 +161,7 @@ def overview() -> str:
         "usage: flamingo-lite COMMAND [options] [KEY=VALUE ...]",
         "",
     ]
-    lines += [f"  {name:<12}{module.SUMMARY}" for name, module in COMMANDS.items()]
+    lines += [f"  {name:<14}{module.SUMMARY}" for name, module in COMMANDS.items()]
     lines += [
         "",
         "flamingo-lite COMMAND --help says more of one of them; --version says which version this is.",

@@ -231,8 +231,23 @@ def normalized(override: Override) -> str:
     """Keys of free dictionaries may be named without hydra's "+"."""
     text = override.input_line or ""
     _, free = _known_keys()
-    is_free = any(override.key_or_group == key or override.key_or_group.startswith(f"{key}.") for key in free)
-    return f"++{text}" if is_free and text[0] not in "+~" else text
+    owner = next((f for f in free if f"{override.key_or_group}.".startswith(f"{f}.")), None)
+    if owner is None or text[0] in "+~":
+        return text
+    key, _, value = text.partition("=")
+    inside = key.removeprefix(f"{owner}.").split(".") if key != owner else []
+    if len(inside) < 2 or not _has_typed_entries(owner):
+        return f"++{text}"
+    # OmegaConf makes such an entry from a dictionary, and from nothing else.
+    for name in reversed(inside):
+        value = f"{{{name}:{value}}}"
+    return f"++{owner}={value}"
+
+
+@functools.cache
+def _has_typed_entries(key: str) -> bool:
+    """Are the entries of a free dictionary dataclasses (data.sources)?"""
+    return is_dataclass(OmegaConf.select(_schema(), key)._metadata.element_type)
 
 
 def _explained(error: Exception) -> str:

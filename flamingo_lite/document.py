@@ -11,14 +11,17 @@ import struct
 import warnings
 import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, overload
 
 import PIL.Image
+import PIL.ImageFile
 
 from flamingo_lite.errors import FlamingoError, SampleError, first_line
+from flamingo_lite.exif import Jpeg, orientation
 
 IMAGE_TOKEN = "<image>"
 END_OF_CHUNK = "<|endofchunk|>"
@@ -29,6 +32,8 @@ MAX_PIXELS = 64_000_000
 # An image with more pixels is refused before its pixels are decoded.
 MAX_SCANS = 100
 # A JPEG with more scans is refused: each costs a pass over all pixels, and a hundred bytes.
+MAX_PROFILES = 8
+# A PNG with more colour profiles is refused: it may have one, and each is inflated to a megabyte.
 
 # A hostile EXIF block can make Pillow warn sixty thousand times, each time in other words.
 warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.TiffImagePlugin")
@@ -220,20 +225,40 @@ def decode_image(
     Only three formats are offered to Pillow, so that its rarer decoders are never reached; the size in the
     header is checked before any pixel is decoded; a truncated file is an error, never a half-grey picture.
     """
+    with _opened(data, name, max_pixels) as image:
+        if at_least is not None:
+            image.draft(None, at_least[::-1] if _is_on_its_side(image) else at_least)
+        # In one piece: by default Pillow feeds its decoders 64 KiB at a time.
+        image.decodermaxblock = len(data)
+        image.load()
+        return upright_rgb(image)
+
+
+def image_size(data: bytes, name: str, max_pixels: int = MAX_PIXELS) -> tuple[int, int]:
+    """Width and height, upright, by the header alone. Errors: as `decode_image`."""
+    with _opened(data, name, max_pixels) as image:
+        return image.size[::-1] if _is_on_its_side(image) else image.size
+
+
+@contextmanager
+def _opened(data: bytes, name: str, max_pixels: int) -> Iterator[PIL.ImageFile.ImageFile]:
+    """The image with its header read; what fails inside is a `SampleError` that names it."""
     if (kind := image_format(data)) is None:
         raise SampleError(f"{name}: not an image; expected JPEG, PNG or WebP", "image")
-    if kind == "jpg" and (scans := data.count(b"\xff\xda")) > MAX_SCANS:
+    if kind == "jpg" and (scans := _count_scans(data)) > MAX_SCANS:
         raise SampleError(f"{name}: a JPEG of {scans:,} scans, above the limit of {MAX_SCANS}", "image")
+    if kind == "png" and (profiles := data.count(b"iCCP")) > MAX_PROFILES:
+        raise SampleError(
+            f"{name}: a PNG of {profiles:,} colour profiles, above the limit of {MAX_PROFILES}", "image"
+        )
     try:
-        with PIL.Image.open(io.BytesIO(data), formats=["JPEG", "PNG", "WEBP"]) as image:
+        file = io.BytesIO(data)
+        with Jpeg(file) if kind == "jpg" else PIL.Image.open(file, formats=["PNG", "WEBP"]) as image:
             if (pixels := image.width * image.height) > max_pixels:
                 raise SampleError(
                     f"{name}: {pixels:,} pixels, above the limit of {max_pixels:,}; shrink it", "pixels"
                 )
-            if at_least is not None:
-                image.draft(None, at_least[::-1] if _is_on_its_side(image) else at_least)
-            image.load()
-            return upright_rgb(image)
+            yield image
     except PIL.Image.DecompressionBombError as error:
         raise SampleError(f"{name}: {first_line(error)}; shrink it", "pixels") from error
     except _DECODING_ERRORS as error:
@@ -252,7 +277,33 @@ _DECODING_ERRORS: tuple[type[Exception], ...] = (
     struct.error, zlib.error, PIL.Image.DecompressionBombWarning,
 )  # fmt: skip
 
-_EXIF_ORIENTATION = 0x0112
+
+def _count_scans(data: bytes) -> int:
+    """How many scans a JPEG has at most, counted by their marks.
+
+    1 without counting, which is a good part of decoding a small image, for the usual JPEG: sequential, with all
+    components in its first scan. libjpeg reads no further then, whatever follows.
+    """
+    position, frame, components = 2, b"", b""
+    while data[position : position + 1] == b"\xff":
+        mark, length = data[position + 1 : position + 2], int.from_bytes(data[position + 2 : position + 4])
+        if mark == b"\xda":
+            if frame in _SEQUENTIAL and data[position + 4 : position + 5] == components:
+                return 1
+            break
+        if mark in _WITHOUT_LENGTH:  # libjpeg goes on behind them, and this walk would be led astray
+            break
+        if mark in _FRAMES:
+            frame, components = mark, data[position + 9 : position + 10]
+        position += 2 + length
+    return data.count(b"\xff\xda")
+
+
+# The marks of a frame's header (ITU T.81, table B.1); those of sequential frames are the first two.
+_FRAMES = frozenset(bytes([mark]) for mark in range(0xC0, 0xD0) if mark not in (0xC4, 0xC8, 0xCC))
+_SEQUENTIAL = (b"\xc0", b"\xc1")
+_WITHOUT_LENGTH = frozenset(bytes([mark]) for mark in (0x00, 0x01, *range(0xD0, 0xDA), 0xFF))
+
 _UPRIGHT = {
     2: PIL.Image.Transpose.FLIP_LEFT_RIGHT,
     3: PIL.Image.Transpose.ROTATE_180,
@@ -264,18 +315,13 @@ _UPRIGHT = {
 }
 
 
-def _orientation(image: "PIL.Image.Image") -> int:
-    orientation = image.getexif().get(_EXIF_ORIENTATION)
-    return orientation if isinstance(orientation, int) and orientation in _UPRIGHT else 1
-
-
 def _is_on_its_side(image: "PIL.Image.Image") -> bool:
-    return _orientation(image) >= 5
+    return orientation(image) >= 5
 
 
 def _upright(image: "PIL.Image.Image") -> "PIL.Image.Image":
     # PIL.ImageOps.exif_transpose also rewrites the EXIF block, and fails on odd tags that nobody here reads.
-    method = _UPRIGHT.get(_orientation(image))
+    method = _UPRIGHT.get(orientation(image))
     if method is None:
         return image
     turned = image.transpose(method)

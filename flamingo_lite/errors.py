@@ -7,7 +7,8 @@ and exit with code 2; everything else that escapes is a bug and keeps its traceb
 PREFIX = "flamingo-lite: "
 """What the line of a failure begins with in the terminal."""
 
-# Why a sample was not used: the words under which it is counted, in metrics, checks and rejects.jsonl alike.
+# Why a sample was not used: the words under which it is counted, in metrics, checks and rejects.jsonl alike. The
+# second half is what only a conversion says, of data that are not shards yet.
 REASONS = {
     "truncated": "the shard ends before the sample does",
     "tar": "the bytes are no plain tar where the sample should stand",
@@ -21,6 +22,16 @@ REASONS = {
     "image": "an image is no JPEG, PNG or WebP, or is not whole",
     "no_labels": "none of its tokens is trained on",
     "pixels": "an image has more pixels than the limit",
+    "missing": "an image is not where the images are",
+    "reference": "what it refers to is not there: an image's or a question's id, the number of a choice",
+    "path": "the name of an image leads out of the folder of images",
+    "marks": "a text holds <image> or <|endofchunk|>, or not as many <image> as there are images",
+    "small_image": "an image has fewer bytes or pixels than the filter wants",
+    "large_image": "an image has more pixels than the filter wants",
+    "aspect": "an image is too long for its width, or too wide",
+    "similarity": "an image is less like its text than the filter wants",
+    "single_image": "the document has one image, and is not in the share of these that stays",
+    "denied": "an image is on the deny-list, or looks like one that is",
 }
 
 

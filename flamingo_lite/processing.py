@@ -4,7 +4,6 @@ Here, and nowhere else, it is decided which position attends to which image (`me
 Shape letters: b batch, t text positions, m images in the whole batch, c channels, h height, w width.
 """
 
-import math
 from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -12,7 +11,6 @@ from typing import Any, Literal, Self, TypeVar, cast
 
 import torch
 from torch import Tensor
-from torch.utils.data import get_worker_info
 from transformers import AutoTokenizer, BatchFeature, PreTrainedTokenizerBase, ProcessorMixin
 from transformers.utils import cached_file
 
@@ -146,15 +144,13 @@ class VisionLanguageProcessor(ProcessorMixin):
         padding_side: PaddingSide = "right",
         distinct_images: bool = False,
         places: Sequence[tuple[int, int]] | None = None,
-        draft: bool = False,
         pixels: Tensor | None = None,
     ) -> Batch:
         """Pads to the longest, counts the images through, decodes and transforms them.
 
         places: the (row, start) of each document where they share rows (`data.packing`), which must leave no row
-        empty; the batch then has `segment_ids` and `media_first`. draft: images are decoded the faster way, for
-        training (`ImageTransform`). pixels (m c h w): of all images in order, when they have been decoded already.
-        Errors: `FlamingoError` for places with padding on the left.
+        empty; the batch then has `segment_ids` and `media_first`. pixels (m c h w): of all images in
+        order, when they have been decoded already. Errors: `FlamingoError` for places with padding on the left.
         """
         if not encoded:
             raise FlamingoError("a batch needs at least one document, got none")
@@ -188,7 +184,7 @@ class VisionLanguageProcessor(ProcessorMixin):
         more = {"segment_ids": segment_ids, "media_first": media_first} if places is not None else {}
         more |= self.connector_text([document.connector_text for _, document in owners])
         if pixels is None:
-            pixels = self._pixels(owners, draft)
+            pixels = self._pixels(owners)
         return Batch(input_ids, attention_mask, position_ids, labels, pixels, media_index, **more)
 
     def connector_text(self, texts: Sequence[Sequence[int]]) -> dict[str, Tensor]:
@@ -197,12 +193,12 @@ class VisionLanguageProcessor(ProcessorMixin):
             return {}
         return pad_texts(texts, self.connector_tokenizer.pad_token_id)
 
-    def _pixels(self, images: Sequence[tuple[Image, Encoded]], draft: bool = False) -> Tensor:
+    def _pixels(self, images: Sequence[tuple[Image, Encoded]]) -> Tensor:
         height, width = self.image_transform.size
-        pixels = _empty((len(images), 3, height, width))
+        pixels = torch.empty(len(images), 3, height, width)
         for i, (image, document) in enumerate(images):
             try:
-                self.image_transform(image, draft, out=pixels[i])
+                pixels[i] = self.image_transform(image)
             except SampleError as error:
                 raise SampleError(f"{document.name}: {error}", error.reason) from error
         return pixels
@@ -332,15 +328,6 @@ def _number_images(
             row.append(number)
         numbers.append(row)
     return numbers, owners
-
-
-def _empty(shape: tuple[int, ...]) -> Tensor:
-    """Room for float32 numbers. In a worker of a DataLoader it lies in shared memory at once, as torch's
-    `default_collate` has it: images would be copied there anyway on their way to the main process."""
-    if get_worker_info() is None or 0 in shape:
-        return torch.empty(shape, dtype=torch.float32)
-    storage = torch.UntypedStorage._new_shared(4 * math.prod(shape), device="cpu")
-    return torch.empty(0, dtype=torch.float32).set_(storage, 0, shape)
 
 
 def _component(kind: type[Component], value: Component | dict[str, Any] | None) -> Component:

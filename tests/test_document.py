@@ -300,6 +300,23 @@ def test_a_damaged_image_decodes_or_fails_by_name(kind: str, seed: int) -> None:
         assert str(error).startswith("the picture:")
 
 
+def test_marks_of_scans_behind_a_jpeg_that_has_one_change_nothing() -> None:
+    data = encoded(noise(20, 20), "JPEG")
+    assert Image(data + b"\xff\xda" * 1000).pil().tobytes() == Image(data).pil().tobytes()
+
+
+@pytest.mark.parametrize("is_progressive", [True, False])
+def test_a_jpeg_that_may_have_many_scans_is_refused(is_progressive: bool) -> None:
+    data = bytearray(encoded(noise(20, 20), "JPEG"))
+    start = data.index(b"\xff\xda")
+    if is_progressive:
+        data[data.index(b"\xff\xc0") + 1] = 0xC2
+    else:  # its first scan holds one component of three, so libjpeg would go on to the next
+        data[start + 4] = 1
+    with pytest.raises(FlamingoError, match="scans, above the limit"):
+        Image(bytes(data) + b"\xff\xda" * 1000).pil()
+
+
 def test_too_many_pixels_are_refused_before_decoding() -> None:
     data = encoded(noise(64, 64), "PNG")
     # Truncated after the header: only a check that comes before decoding can name the size.

@@ -9,7 +9,7 @@ import flamingo_lite
 
 ROOT = pathlib.Path(flamingo_lite.__file__).parent
 FLOORS = (
-    ("errors", "names", "document", "image_transform", "batch"),
+    ("errors", "names", "figures", "exif", "document", "image_transform", "batch"),
     ("nn", "text"),
     ("processing",),
     ("models", "data"),
@@ -23,7 +23,15 @@ FLOORS = (
     ("registration",),
     ("__main__", "__init__"),
 )
-BOTTOM_ORDER = {"errors": 0, "names": 1, "document": 2, "image_transform": 3, "batch": 3}
+BOTTOM_ORDER = {
+    "errors": 0,
+    "names": 1,
+    "figures": 1,
+    "exif": 1,
+    "document": 2,
+    "image_transform": 3,
+    "batch": 3,
+}
 """The lowest floor has steps of its own."""
 FLOOR = {name: number for number, names in enumerate(FLOORS) for name in names}
 MODULES = sorted(ROOT.rglob("*.py"))

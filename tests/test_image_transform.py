@@ -156,7 +156,7 @@ def levels_between(transform: ImageTransform, a: torch.Tensor, b: torch.Tensor) 
 @pytest.mark.parametrize("name", TRANSFORMS)
 @settings(max_examples=25, deadline=None)
 @given(seed=st.integers(0, 99), width=sizes, height=sizes, kind=st.sampled_from(["PNG", "JPEG"]))
-def test_a_draft_of_an_image_that_is_decoded_whole_is_within_one_level(
+def test_a_draft_of_an_image_that_is_decoded_whole_is_within_two_levels(
     name: str, seed: int, width: int, height: int, kind: str
 ) -> None:
     transform = TRANSFORMS[name]
@@ -172,7 +172,8 @@ def test_a_draft_of_an_image_that_is_decoded_whole_is_within_one_level(
         return
     draft = transform(image, draft=True)
     assert draft.shape == exact.shape and draft.is_contiguous()
-    assert levels_between(transform, draft, exact).max() <= 1.01
+    levels = levels_between(transform, draft, exact)
+    assert levels.max() <= 2.01 and levels.mean() <= 0.5
 
 
 @pytest.mark.parametrize("name", TRANSFORMS)
@@ -187,7 +188,7 @@ def test_a_draft_of_a_large_jpeg_shows_what_the_whole_image_shows(name: str, wid
 
 @pytest.mark.parametrize("name", ["open_clip", "squash", "transformers"])
 @pytest.mark.parametrize("orientation", [1, 3, 6])
-def test_a_draft_is_decoded_as_pillow_drafts_and_resized_within_one_level(
+def test_a_draft_is_decoded_as_pillow_drafts_and_resized_within_two_levels(
     name: str, orientation: int
 ) -> None:
     transform = TRANSFORMS[name]
@@ -199,7 +200,7 @@ def test_a_draft_is_decoded_as_pillow_drafts_and_resized_within_one_level(
         assert max(opened.size) < 330
         upright = PIL.ImageOps.exif_transpose(opened)
     wanted = transform(upright)
-    assert levels_between(transform, transform(image, draft=True), wanted).max() <= 1.01
+    assert levels_between(transform, transform(image, draft=True), wanted).max() <= 2.01
 
 
 def test_without_draft_a_large_jpeg_is_decoded_whole() -> None:
@@ -212,13 +213,13 @@ def test_without_draft_a_large_jpeg_is_decoded_whole() -> None:
 
 @pytest.mark.parametrize("name", TRANSFORMS)
 @pytest.mark.parametrize("draft", [False, True])
-def test_pixels_are_written_where_they_are_wanted(name: str, draft: bool) -> None:
+def test_levels_are_normalised_alone_or_together(name: str, draft: bool) -> None:
     transform = TRANSFORMS[name]
-    image = jpeg(picture(1, 130, 90, "RGB"))
-    batch = torch.full((3, 3, *transform.size), float("nan"))
-    transform(image, draft, out=batch[1])
-    assert torch.equal(batch[1], transform(image, draft))
-    assert batch[[0, 2]].isnan().all()
+    images = [jpeg(picture(seed, 130, 90, "RGB")) for seed in range(3)]
+    levels = torch.stack([transform.levels(image, draft) for image in images])
+    assert levels.dtype == torch.uint8
+    pixels = torch.stack([transform(image, draft) for image in images])
+    assert torch.equal(transform.normalized(levels), pixels)
 
 
 @pytest.mark.parametrize("shortest_edge", [None, 300])

@@ -101,19 +101,22 @@ def index_lengths(
     elsewhere: Path | None = None,
     workers: int = 1,
     progress: Progress | None = None,
+    fresh: bool = False,
 ) -> Lengths:
     """The lengths of all documents; measures the shards that were not yet. Processes that ask at once do it once.
 
-    `elsewhere`: a folder for lengths of shards in a place that cannot be written to. `workers`: processes.
+    `elsewhere`: a folder for lengths of shards in a place that cannot be written to. `workers`: processes. `fresh`:
+    measures all shards again.
     Errors: `FlamingoError` when there is no place to keep them, or a shard cannot be read.
     """
     folder = _folder(shards, measure.key, elsewhere)
-    if not missing_shards(shards, folder):
+    if not fresh and not missing_shards(shards, folder):
         return Lengths(shards, folder)
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with FileLock(folder / ".lock"):
-            numbers = missing_shards(shards, folder)
+            every = range(len(shards.manifest.shards))
+            numbers = list(every) if fresh else missing_shards(shards, folder)
             total = sum(shards.manifest.shards[number].samples for number in numbers)
             done = 0
             for samples in _measured(shards, measure, folder, numbers, workers if total > FEW else 1):

@@ -114,6 +114,8 @@ def _shard(entry: dict[str, Any]) -> Shard:
         raise ValueError(f"shard name {entry['name']!r}; expected a plain file name that ends in .tar")
     if not all(type(count) is int and count >= 0 for count in [*counts, *offsets]):
         raise ValueError(f"{entry['name']}: expected whole numbers of bytes, samples, images and offsets")
+    if max(counts[1:]) * BLOCK > counts[0]:  # a reader would count to the end of them
+        raise ValueError(f"{entry['name']}: more samples or images than {counts[0]:,} bytes can hold")
     if not _SHA256.fullmatch(entry["sha256"]):
         raise ValueError(f"{entry['name']}: sha256 is not 64 hexadecimal digits")
     shard = Shard(entry["name"], counts[0], entry["sha256"], counts[1], counts[2], offsets)

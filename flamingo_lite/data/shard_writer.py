@@ -220,10 +220,14 @@ def write_whole(path: Path, text: str) -> None:
 
 
 def write_temporary(path: Path, text: str) -> None:
-    """Writes a small file under its temporary name."""
-    with temporary(path).open("w", encoding="utf-8") as file:
-        file.write(text)
-        sync(file)
+    """Writes a small file under its temporary name, or leaves none."""
+    try:
+        with temporary(path).open("w", encoding="utf-8") as file:
+            file.write(text)
+            sync(file)
+    except BaseException:
+        temporary(path).unlink(missing_ok=True)
+        raise
 
 
 def index_path(shard: Path) -> Path:

@@ -66,7 +66,8 @@ class Shards:
         shard = self.manifest.shards[number]
         where = self.name(index)
         sample = parse(self._read(number, shard, within, where), where, self.limits)
-        return sample.key, from_sample(sample.members, f"{self.store.location}/{shard.name}/{sample.key}")
+        name = f"{self.store.location}/{shard.name}/{sample.key}"
+        return sample.key, from_sample(sample.members, name, self.limits)
 
     def __getstate__(self) -> tuple[Store, Limits | None, Manifest]:
         return self.store, self.limits, self.manifest

@@ -1,10 +1,8 @@
 """The figures of a report. Each function returns a matplotlib figure, and writes it where `path` says.
 
-No pyplot: figures are plain objects, without a global list of them or a display. The colours are Okabe and
-Ito's, told apart by readers with any colour vision; lines are labelled where they end instead of in a legend.
+Lines are labelled where they end instead of in a legend.
 """
 
-import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -19,22 +17,10 @@ from flamingo_lite.evaluation.conditions import CONDITIONS
 from flamingo_lite.evaluation.curves import Series, gates
 from flamingo_lite.evaluation.results import write_atomically
 from flamingo_lite.evaluation.tasks import describe_split, spoken
+from flamingo_lite.figures import BLUE, GREEN, LOOK, MUTED, PURPLE, VERMILION, png
 
-INK, MUTED, GRID = "#1d2530", "#66707d", "#e6e9ed"
-BLUE, VERMILION, GREEN, PURPLE = "#0072b2", "#d55e00", "#009e73", "#cc79a7"
 STYLE_COLOURS = {"direct": BLUE, "spelled": VERMILION}
 SPARE_COLOURS = (GREEN, PURPLE, "#56b4e9", "#e69f00")
-
-# DejaVu Sans comes with matplotlib, so a figure looks the same on every machine.
-LOOK: dict[str, Any] = {
-    "font.family": "DejaVu Sans", "font.size": 10, "text.color": INK, "axes.labelcolor": MUTED,
-    "axes.edgecolor": "#b6bec8", "axes.linewidth": 0.8, "axes.spines.top": False, "axes.spines.right": False,
-    "axes.grid": True, "axes.axisbelow": True, "grid.color": GRID, "grid.linewidth": 0.8,
-    "xtick.color": "#b6bec8", "ytick.color": "#b6bec8", "xtick.labelcolor": MUTED, "ytick.labelcolor": MUTED,
-    "xtick.major.size": 3, "ytick.major.size": 0, "axes.titlesize": 11, "axes.titleweight": "bold",
-    "axes.titlelocation": "left", "axes.titlepad": 22, "lines.solid_capstyle": "round",
-    "figure.facecolor": "white", "savefig.facecolor": "white", "figure.dpi": 100,
-}  # fmt: skip
 
 
 def save(figure: Figure, path: Path | None, dpi: int = 200) -> Figure:
@@ -42,14 +28,6 @@ def save(figure: Figure, path: Path | None, dpi: int = 200) -> Figure:
     if path is not None:
         write_atomically(Path(path), png(figure, dpi))
     return figure
-
-
-def png(figure: Figure, dpi: int = 200) -> bytes:
-    buffer = io.BytesIO()
-    # Without the metadata the bytes depend on the figure alone, not on the version that drew it.
-    with mpl.rc_context(LOOK):
-        figure.savefig(buffer, format="png", dpi=dpi, metadata={"Software": None})
-    return buffer.getvalue()
 
 
 def select(results: Mapping[str, Any], **wanted: object) -> list[dict[str, Any]]:

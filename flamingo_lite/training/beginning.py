@@ -16,11 +16,17 @@ from omegaconf import OmegaConf
 
 from flamingo_lite.errors import FlamingoError
 from flamingo_lite.evaluation.results import write_atomically
-from flamingo_lite.training.checkpointing import FOLDER, Say, latest_checkpoint, read_record
+from flamingo_lite.training.checkpointing import (
+    FOLDER,
+    Say,
+    VerifiedCheckpointIO,
+    latest_checkpoint,
+    read_record,
+)
 from flamingo_lite.training.rejects import REJECTS, drop_rejects_after
 from flamingo_lite.training.settings import MODEL, TrainingConfig
 from flamingo_lite.training.skipping import FILE as SKIPPED_FILE
-from flamingo_lite.training.tracking import forget_run
+from flamingo_lite.training.tracking import WANDB_RUN, forget_run, remember_run
 
 METRICS = "metrics.csv"
 CONFIG = "config.yaml"
@@ -55,6 +61,7 @@ def begin(config: TrainingConfig, defining: Mapping[str, Any], say: Say) -> Begi
         _clear(output)
     else:
         drop_rejects_after(output, record.step)
+        remember_run(output, VerifiedCheckpointIO().load_checkpoint(checkpoint).get(WANDB_RUN))
     write_summary(output, {"finished": False, "identity": defining})
     write_atomically(output / CONFIG, as_yaml(config).encode())
     return Beginning(checkpoint=checkpoint, step=record.step if record else 0)

@@ -15,6 +15,7 @@ from torch.utils.data import DataLoader
 
 from flamingo_lite.data.batches import Packing, Plan, Position, Recipe, rows_each, share
 from flamingo_lite.data.encoding import source_template
+from flamingo_lite.data.features import FeatureCache
 from flamingo_lite.data.lengths import Lengths, Measure, Progress, index_lengths
 from flamingo_lite.data.make import DataConfig, available_cores
 from flamingo_lite.data.manifest import Manifest
@@ -27,7 +28,7 @@ from flamingo_lite.data.stores import open_store
 from flamingo_lite.errors import FlamingoError
 from flamingo_lite.evaluation.results import sha256_of_json
 from flamingo_lite.processing import VisionLanguageProcessor
-from flamingo_lite.training.rejects import Consumption
+from flamingo_lite.training.rejects import Consumption, drop_rejects_after
 from flamingo_lite.training.settings import StageConfig
 
 ONLY_SOURCE = "data"
@@ -74,8 +75,10 @@ class ShardDataModule(lightning.LightningDataModule):
         workers: int = 0,
         output: Path | None = None,
         progress: Progress | None = None,
+        features: FeatureCache | None = None,
     ) -> None:
         super().__init__()
+        self.features = features
         self.data, self.stage, self.processor, self.seed = data, stage, processor, seed
         self.max_length, self.accumulate, self.workers = max_length, accumulate, workers
         configs = source_configs(data)
@@ -97,7 +100,9 @@ class ShardDataModule(lightning.LightningDataModule):
         budgets = (self.packing.tokens, self.packing.images) if self.packing else (None, None)
         return Unburied(
             DataLoader(
-                Reader(self.sources, self.processor, self.max_length, *budgets, self.data.draft),
+                Reader(
+                    self.sources, self.processor, self.max_length, *budgets, self.data.draft, self.features
+                ),
                 batch_size=None,
                 sampler=Recipes(self.plan, self.position, self.steps, rank, ranks, self.accumulate),
                 num_workers=self.workers,
@@ -205,6 +210,14 @@ class Counting(lightning.Callback):
 
     def __init__(self, every: int) -> None:
         self.every = every
+
+    def on_train_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+        data = trainer.datamodule  # pyrefly: ignore[missing-attribute]
+        assert isinstance(data, ShardDataModule)
+        if trainer.is_global_zero and data.consumption.directory is not None:
+            drop_rejects_after(data.consumption.directory, data.position.batches)
+        # No rank writes before what is there has been sorted out.
+        trainer.strategy.barrier()
 
     def on_train_batch_end(
         self,

@@ -15,11 +15,13 @@ import torch
 from torch import Tensor, nn
 
 from flamingo_lite.batch import IGNORED
+from flamingo_lite.data.features import FeatureCache
 from flamingo_lite.data.prepared import PreparedBatch
 from flamingo_lite.errors import FlamingoError
 from flamingo_lite.models.model import VisionLanguageModel
 from flamingo_lite.models.policy import frozen_sha256
 from flamingo_lite.nn.whole import whole
+from flamingo_lite.training.features import complete
 from flamingo_lite.training.optim import OptimizerConfig, build_optimizer
 from flamingo_lite.training.ranks import Ranks
 from flamingo_lite.training.sharding import local
@@ -58,6 +60,7 @@ class TrainingModule(lightning.LightningModule):
         optimizer: OptimizerConfig,
         steps: int,
         accumulate: int = 1,
+        features: FeatureCache | None = None,
         *,
         ranks: Ranks,
         skipped: SkippedSteps,
@@ -65,6 +68,7 @@ class TrainingModule(lightning.LightningModule):
     ) -> None:
         super().__init__()
         self.model = model
+        self.features = features
         self.optimizer_config = optimizer
         self.steps = steps
         self.accumulate = accumulate
@@ -85,7 +89,10 @@ class TrainingModule(lightning.LightningModule):
         is_trained = batch.labels[:, 1:] != IGNORED
         tokens = is_trained.sum() if weights is None else weights[:, 1:][is_trained].sum()
         # num_items=1 gives the sum; `configure_gradient_clipping` divides by the tokens of the whole step.
-        loss = self.model(**batch, loss_weights=weights, num_items=1).loss
+        features = None
+        if self.features is not None and prepared.known is not None:
+            features = complete(self.model, self.features, prepared.known, batch.pixel_values)
+        loss = self.model(**batch, loss_weights=weights, num_items=1, vision_features=features).loss
         self._losses.append(loss.detach())
         self._sample_names.append(["/".join(sample) for sample in prepared.samples])
         self._trained_tokens = self._trained_tokens.to(loss.device) + tokens

@@ -58,8 +58,9 @@ def one_line_failures() -> Iterator[None]:
     """What a dead worker or rank raises, as the `FlamingoError` that it is."""
     try:
         yield
-    except RuntimeError as error:
-        if "DataLoader worker" in str(error):
+    except (RuntimeError, ConnectionError, EOFError) as error:
+        # A batch that a dead worker had announced can no longer be fetched from it: no RuntimeError, but its like.
+        if "DataLoader worker" in str(error) or not isinstance(error, RuntimeError):
             raise FlamingoError(
                 f"a process that prepares batches has died ({first_line(error)}); the machine may be out of memory: try "
                 "a smaller trainer.workers, then run the same command again"

@@ -37,9 +37,9 @@ class StageConfig:
     `max_length`; a longer document has a row to itself); `images_per_row`: at most (by default without limit);
     `pack_window`: consecutive documents that are packed together.
     `policy`: what trains, unless empty in place of the model's own policy (model.policy, or that of `start`).
-    `samples`: how many documents the trained model continues for the table in W&B.
-    `keep`: how many of the last checkpoints stay, beside the one of the lowest loss. `max_skipped_steps`: a step whose
-    loss or gradient is no number is skipped; one more than these stops the run.
+    `samples`: how many documents the trained model continues for the table in W&B. `keep`: how many of the last
+    checkpoints stay, beside the one of the lowest loss. `max_skipped_steps`: a step whose loss or gradient is no
+    number is skipped; one more than these stops the run.
     """
 
     steps: int = 300
@@ -74,13 +74,13 @@ class StageConfig:
 class TrainerConfig:
     """Where and how it runs. `threads`: 0 = one per core; `workers`: processes that prepare batches.
 
-    A step's rows go through each device in `accumulate` equal parts, one after the other. `devices`: of each node, one
-    process each; 0 = as many as torchrun or srun has started, else one. `strategy`: "ddp" (every device holds the model),
-    "fsdp2" (every device holds its share of each layer); "auto" is ddp where there are several. `timeout_minutes`:
-    how long ranks wait for each other before the run ends. `precision`: 32-true and bf16-true hold and compute all in
-    one type; under the mixed ones what trains is held in float32, and `frozen_dtype` is the type of frozen weights
-    (null: that in which they were loaded). `checkpoint_activations`: decoder layers and blocks are computed again in
-    the backward pass. `compile`: the decoder stack goes through torch.compile.
+    A step's rows go through each device in `accumulate` equal parts, one after the other. `precision`: 32-true and
+    bf16-true hold and compute all in one type; under the mixed ones what trains is held in float32, and `frozen_dtype`
+    is the type of frozen weights (null: that in which they were loaded). `checkpoint_activations`: decoder layers and
+    blocks are computed again in the backward pass. `compile`: the decoder stack goes through torch.compile.
+    `devices`: of each node, one process each; 0 = as many as torchrun or srun has started, else one. `strategy`: "ddp"
+    (every device holds the model), "fsdp2" (every device holds its share of each layer); "auto" is ddp where there are
+    several. `timeout_minutes`: how long ranks wait for each other before the run ends.
     """
 
     accelerator: str = "auto"
@@ -100,6 +100,13 @@ class TrainerConfig:
     def __post_init__(self) -> None:
         check_choice("value of trainer.accelerator:", self.accelerator, ("auto", "cpu", "cuda", "gpu", "mps"))
         check_choice("value of trainer.precision:", self.precision, PRECISIONS)
+        if self.frozen_dtype is not None:
+            fitting = FROZEN_DTYPES.get(self.precision, ())
+            if self.frozen_dtype not in fitting:
+                raise FlamingoError(
+                    f"trainer.frozen_dtype is {self.frozen_dtype}; under trainer.precision={self.precision} expected "
+                    f"{' or '.join(('null', *fitting))}"
+                )
         check_choice("value of trainer.strategy:", self.strategy, STRATEGIES)
         for name in ("devices", "nodes", "threads", "workers"):
             if getattr(self, name) < 0:
@@ -108,18 +115,16 @@ class TrainerConfig:
             raise FlamingoError(f"trainer.accumulate is {self.accumulate}; expected 1 or more")
         if not self.timeout_minutes > 0:
             raise FlamingoError(f"trainer.timeout_minutes is {self.timeout_minutes}; expected more than 0")
+        if self.strategy == "fsdp2" and self.compile:
+            raise FlamingoError(
+                "trainer.strategy=fsdp2 does not go with trainer.compile, which would see layers that are not gathered; "
+                "leave one of them out"
+            )
         if self.strategy == "fsdp2" and self.precision == "16-mixed":
             raise FlamingoError(
                 "trainer.strategy=fsdp2 does not go with trainer.precision=16-mixed, whose loss scale would be each "
                 "rank's own; use bf16-mixed, or trainer.strategy=ddp"
             )
-        if self.frozen_dtype is not None:
-            fitting = FROZEN_DTYPES.get(self.precision, ())
-            if self.frozen_dtype not in fitting:
-                raise FlamingoError(
-                    f"trainer.frozen_dtype is {self.frozen_dtype}; under trainer.precision={self.precision} expected "
-                    f"{' or '.join(('null', *fitting))}"
-                )
 
 
 @dataclass
@@ -138,6 +143,12 @@ class TrainingConfig:
 
     def __post_init__(self) -> None:
         check_choice("value of resume:", self.resume, RESUME)
+        if self.data.features.directory is not None and self.trainer.strategy == "fsdp2":
+            raise FlamingoError(
+                "data.features does not go with trainer.strategy=fsdp2: ranks gather the vision encoder together, and one "
+                "that knows its images would leave the others waiting; use trainer.strategy=ddp, or "
+                "data.features.directory=null"
+            )
 
 
 def torch_device(accelerator: str) -> torch.device:

@@ -19,6 +19,7 @@ from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import DTensor
 from torch.utils._pytree import tree_map
 
+from flamingo_lite.errors import FlamingoError
 from flamingo_lite.models.language import decoder_layers
 from flamingo_lite.models.model import VisionLanguageModel
 from flamingo_lite.nn.whole import whole
@@ -42,6 +43,10 @@ class ShardedStrategy(DDPStrategy):
     def model_to_device(self) -> None:
         """Shards on the way: no device ever holds the whole model."""
         module: Any = self.lightning_module
+        if any(not p.dtype.is_floating_point for p in module.parameters()):
+            raise FlamingoError(
+                "the policy quantizes weights (qlora), and these are not shared among devices; use trainer.strategy=ddp"
+            )
         self._skeleton = skeleton(module.model)
         mesh = init_device_mesh(self.root_device.type, (self.world_size,))
         for unit in sharding_units(module.model):

@@ -17,6 +17,7 @@ from rich.console import Console
 from torch import nn
 
 from flamingo_lite.checkpoints import io as checkpoints
+from flamingo_lite.data.features import FeatureCache
 from flamingo_lite.data.make import available_cores
 from flamingo_lite.data.shards import Shards
 from flamingo_lite.document import Document
@@ -37,8 +38,10 @@ from flamingo_lite.training.checkpointing import (
 from flamingo_lite.training.claim import claimed
 from flamingo_lite.training.datamodule import Counting, ShardDataModule, open_sources, shards_sha256
 from flamingo_lite.training.display import ProgressDisplay
+from flamingo_lite.training.features import open_features
 from flamingo_lite.training.interrupts import StopOnSignal
 from flamingo_lite.training.launch import is_supervised, launch, leave_with_supervisor
+from flamingo_lite.training.measuring import measuring
 from flamingo_lite.training.module import TrainingModule
 from flamingo_lite.training.parallel import build_trainer, one_line_failures
 from flamingo_lite.training.precision import as_saved, prepare
@@ -48,7 +51,7 @@ from flamingo_lite.training.settings import MODEL, TrainingConfig, torch_device
 from flamingo_lite.training.sharding import ShardedStrategy
 from flamingo_lite.training.skipping import FILE as SKIPPED_FILE
 from flamingo_lite.training.skipping import SkippedSteps
-from flamingo_lite.training.tracking import Tracker, WandbConfig
+from flamingo_lite.training.tracking import WANDB_RUN, Tracker, WandbConfig
 
 
 def run_stage(
@@ -87,19 +90,21 @@ def _run(
     started = time.perf_counter()
     _prepare(config, ranks)
     model, processor = _start(config)
-    prepare(model, config.trainer)
-    rows = apply_policy(model, model.config.policy)
-    console.print(policy_table(rows, config.stage.optimizer.learning_rate))
-    data = _data(config, shards, model, processor, ranks, console)
-    module = _module(config, model, data.steps, ranks)
+    trains = apply_policy(model, model.config.policy)
+    console.print(policy_table(trains, config.stage.optimizer.learning_rate))
+    features = open_features(
+        config.data.features, model, processor, config.trainer.precision, config.data.draft
+    )
+    data = _data(config, shards, model, processor, ranks, console, features)
+    module = _module(config, model, data.steps, ranks, features)
     tracking = config.wandb if ranks.is_first else WandbConfig(mode="disabled")
-    with Tracker(tracking, output, dataclasses.asdict(config)) as tracker:
+    with Tracker(tracking, output, dataclasses.asdict(config), _saying(console)) as tracker:
+        module.notes[WANDB_RUN] = tracker.run_id
         rows, model = _fit(config, module, data, tracker, beginning, console, callbacks)
         if frozen_sha256(module.model) != module.frozen_hashes:
             raise RuntimeError("training has changed parameters that the policy freezes: this is a bug")
         if not ranks.is_first:
             return output / MODEL
-        model.eval()
         checkpoints.save(as_saved(model), processor, output / MODEL)
         documents = readable(next(iter(shards.values())))
         if model is module.model:  # a model that had to be sharded may not fit on one device
@@ -130,17 +135,8 @@ def _data(
     processor: VisionLanguageProcessor,
     ranks: Ranks,
     console: Console,
+    features: FeatureCache | None,
 ) -> ShardDataModule:
-    display: list[ProgressDisplay] = []
-
-    def measuring(done: int, total: int) -> None:
-        if not display:
-            display.append(ProgressDisplay("measuring documents", total, console))
-            display[0].__enter__()
-        display[0].update(done)
-        if done == total:
-            display.pop().__exit__(None, None, None)
-
     if not ranks.is_first:  # the first one writes the lengths of documents, which the others read
         ranks.broadcast(None)
     data = ShardDataModule(
@@ -153,20 +149,28 @@ def _data(
         accumulate=config.trainer.accumulate,
         workers=config.trainer.workers,
         output=Path(config.output),
-        progress=measuring,
+        features=features,
+        progress=measuring(console),
     )
     if ranks.is_first:
         ranks.broadcast(None)
     return data
 
 
-def _module(config: TrainingConfig, model: VisionLanguageModel, steps: int, ranks: Ranks) -> TrainingModule:
+def _module(
+    config: TrainingConfig,
+    model: VisionLanguageModel,
+    steps: int,
+    ranks: Ranks,
+    features: FeatureCache | None,
+) -> TrainingModule:
     skipped = SkippedSteps(Path(config.output) / SKIPPED_FILE, config.stage.max_skipped_steps, ranks)
     return TrainingModule(
         model,
         config.stage.optimizer,
         steps,
         config.trainer.accumulate,
+        features,
         ranks=ranks,
         skipped=skipped,
         notes={"config": as_yaml(config)},
@@ -238,6 +242,7 @@ def _start(config: TrainingConfig) -> tuple[VisionLanguageModel, VisionLanguageP
         model, processor = build(config.model), build_processor(config.model)
     model.config.policy = config.stage.policy or model.config.policy
     apply_policy(model, model.config.policy)
+    prepare(model, config.trainer)
     return model.train(), processor
 
 

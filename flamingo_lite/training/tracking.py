@@ -6,7 +6,7 @@ add to it under the id that stands in the run's folder.
 
 import os
 import secrets
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,10 +14,16 @@ from typing import Any
 from omegaconf import OmegaConf
 
 from flamingo_lite.document import Image
-from flamingo_lite.errors import FlamingoError
+from flamingo_lite.errors import FlamingoError, first_line
 from flamingo_lite.names import check_choice
 
 RUN_ID = "run_id"
+WANDB_RUN = "wandb_run"
+"""The name under which a checkpoint of training keeps the id."""
+ANSWER = 30.0
+"""Seconds that a W&B server gets to answer."""
+FINISH = 300
+"""Seconds that the last figures get to arrive; what has not is in the run's folder all the same."""
 MODES = ("offline", "online", "disabled")
 FOLDERS = ("WANDB_DATA_DIR", "WANDB_CACHE_DIR", "WANDB_ARTIFACT_DIR")
 CHOSEN_BY_USER = frozenset(name for name in FOLDERS if name in os.environ)
@@ -51,24 +57,34 @@ class Tracker:
         config: WandbConfig,
         directory: Path,
         settings: Mapping[str, Any] | None = None,
+        say: Callable[[str], None] = print,
     ) -> None:
         self._run: Any = None
+        self.run_id: str | None = None
         if config.mode == "disabled":
             return
         import wandb
 
         _keep_inside(directory / "wandb")
+        self.run_id = _run_id(directory / "wandb")
+        known = {
+            "project": config.project,
+            "name": config.name or directory.name,
+            "id": self.run_id,
+            "dir": str(directory),
+            "config": dict(settings) if settings else None,
+        }
         try:
-            self._run = wandb.init(
-                project=config.project,
-                name=config.name or directory.name,
-                id=_run_id(directory / "wandb"),
-                dir=str(directory),
-                mode="online" if config.mode == "online" else "offline",
-                config=dict(settings) if settings else None,
-                resume="allow" if config.mode == "online" else None,
-                settings=wandb.Settings(silent=True, console="off", save_code=False, disable_git=True),
-            )
+            if config.mode == "online":
+                try:
+                    self._run = wandb.init(**known, mode="online", resume="allow", settings=_settings())
+                    return
+                except wandb.errors.CommError as error:
+                    say(
+                        f"W&B does not answer ({first_line(error)}): this run is kept offline, in {directory / 'wandb'}; "
+                        "wandb sync sends it later"
+                    )
+            self._run = wandb.init(**known, mode="offline", settings=_settings())
         except wandb.errors.Error as error:
             raise FlamingoError(f"W&B did not start ({error}); wandb.mode=disabled goes without") from error
 
@@ -139,6 +155,24 @@ def continue_run(directory: Path) -> tuple[Tracker, int]:
 def forget_run(directory: Path) -> None:
     """What is logged next into `directory` is a W&B run of its own."""
     (directory / "wandb" / RUN_ID).unlink(missing_ok=True)
+
+
+def remember_run(directory: Path, run_id: str | None) -> None:
+    """Goes on with the W&B run that a checkpoint names, where the folder no longer says which one it was."""
+    path = directory / "wandb" / RUN_ID
+    if run_id and not path.exists():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(run_id)
+
+
+def _settings() -> Any:
+    import wandb
+
+    fields: dict[str, Any] = {"silent": True, "console": "off", "save_code": False, "disable_git": True}
+    fields |= {"init_timeout": ANSWER, "login_timeout": int(ANSWER)}
+    if hasattr(wandb.Settings(), "finish_timeout"):  # without it a server that is gone is waited for
+        fields["finish_timeout"] = FINISH
+    return wandb.Settings(**fields)
 
 
 def _keep_inside(directory: Path) -> None:

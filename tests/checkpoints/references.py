@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import atexit
 import io
 import json
+import tempfile
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from random import Random
@@ -26,6 +29,15 @@ from flamingo_lite.processing import VisionLanguageProcessor
 TOLERANCE = 1e-4
 WORDS = 260
 """How many tokens `tokenizer` has without `<image>`: every byte, `<pad>`, `<s>`, `</s>` and `<unk>`."""
+
+
+_FOLDERS = ExitStack()
+atexit.register(_FOLDERS.close)
+
+
+def folder() -> Path:
+    """A new folder that is gone when the tests have ended: what lies in it is kept over tests."""
+    return Path(_FOLDERS.enter_context(tempfile.TemporaryDirectory(prefix="flamingo-")))
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import tempfile
 from functools import cache
 from pathlib import Path
 from random import Random
@@ -89,7 +88,7 @@ def write(name: str, reference: Any, directory: Path) -> None:
 
 @cache
 def pair(name: str, seed: int) -> ref.Pair:
-    directory = Path(tempfile.mkdtemp(prefix=name))
+    directory = ref.folder()
     reference = ref.randomised(FAMILIES[name][1](drawn_config(name, Random(seed))), seed)
     write(name, reference, directory)
     return ref.Pair(directory, reference, *fl.load(directory))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import tempfile
 from functools import cache
 from pathlib import Path
 from random import Random
@@ -92,7 +91,7 @@ def respell(directory: Path) -> None:
 
 @cache
 def pair(seed: int) -> ref.Pair:
-    directory = Path(tempfile.mkdtemp(prefix="llava"))
+    directory = ref.folder()
     reference = ref.randomised(LlavaForConditionalGeneration(drawn_config(Random(seed))), seed)
     write(reference, directory)
     if seed % 3 == 0:

@@ -74,10 +74,25 @@ def with_segments(data: bytes, exif: bytes) -> bytes:
     return data[:2] + b"".join(b"\xff\xe1" + struct.pack(">H", len(p) + 2) + p for p in parts) + data[2:]
 
 
+def with_pictures(data: bytes, tags: int) -> bytes:
+    """A JPEG whose directory of further pictures is a bomb like that of EXIF."""
+    body = b"MPF\0" + exif_bomb(tags, 60_000)[6:]
+    return data[:2] + b"\xff\xe2" + struct.pack(">H", len(body) + 2) + body + data[2:]
+
+
 def scans(count: int) -> bytes:
     data = picture("JPEG", progressive=True)
     at = data.rindex(b"\xff\xda")
     return data[:at] + data[at:-2] * count + data[-2:]
+
+
+def hidden_scans(count: int) -> bytes:
+    """The same, behind a segment with a fill byte before its mark: read as if that were a mark, its length leads into the
+    segment, where the headers of an ordinary JPEG stand."""
+    decoy = bytes.fromhex("ffc0 0011 08 0008 0008 03") + bytes(9) + bytes.fromhex("ffda 000c 03")
+    segment = (bytes(57603 - 7) + decoy).ljust(0xFF00 - 2, b"\0")
+    data = scans(count)
+    return data[:2] + b"\xff\xff\xe0\xff\x00" + segment + data[2:]
 
 
 def animated(kind: str) -> bytes:
@@ -94,10 +109,17 @@ def vp8x(width: int, height: int) -> bytes:
     return b"RIFF" + struct.pack("<I", len(body)) + body
 
 
+# Pillow looks at the canvas before it decodes since release 13; earlier ones find no pixels first.
+CANVAS = "pixels" if int(PIL.__version__.partition(".")[0]) >= 13 else "image"
 ZTXT = chunk(b"zTXt", b"Comment\0\0" + zlib.compress(bytes(8 * 2**20), 9))
 ITXT = chunk(b"iTXt", b"Comment\0\1\0\0\0" + zlib.compress(bytes(8 * 2**20), 9))
 MANY = chunk(b"zTXt", b"Comment\0\0" + zlib.compress(b"x" * (2**20 - 99), 9)) * 200
 ICCP = chunk(b"iCCP", b"profile\0\0" + zlib.compress(bytes(8 * 2**20), 9))
+SMALL_ICCP = chunk(b"iCCP", b"profile\0\0" + zlib.compress(bytes(2**20 - 99), 9))
+RAW_EXIF = chunk(
+    b"zTXt",
+    b"Raw profile type exif\0\0" + zlib.compress(b"\nexif\n9\n" + exif_bomb(9000, 100_000).hex().encode()),
+)
 SVG = b'<svg xmlns="http://www.w3.org/2000/svg"><image href="file:///etc/passwd"/><script>1</script></svg>'
 EPS = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n(canary) (w) file\nshowpage\n"
 PICKLE = pickle.dumps(Trap())
@@ -129,15 +151,19 @@ SAMPLES: dict[str, tuple[list[Member], str | None]] = {
     # Images
     "60,000 x 60,000 pixels": (with_image(png(60_000, 60_000), "0.png"), "pixels"),
     "9,000 x 9,000 pixels": (with_image(png(9_000, 9_000), "0.png"), "pixels"),
-    "a canvas of 16,384 x 16,384": (with_image(vp8x(16_384, 16_384), "0.webp"), "pixels"),
+    "a canvas of 16,384 x 16,384": (with_image(vp8x(16_384, 16_384), "0.webp"), CANVAS),
     "a PNG's compressed text": (with_image(png(8, 6, ZTXT), "0.png"), "image"),
     "a PNG's international text": (with_image(png(8, 6, ITXT), "0.png"), "image"),
     "two hundred texts in a PNG": (with_image(png(8, 6, MANY), "0.png"), "image"),
     "a PNG's colour profile": (with_image(png(8, 6, ICCP), "0.png"), "image"),
-    "EXIF that claims 300 MB": (with_image(with_segments(picture("JPEG"), exif_bomb(5000, 60_000))), None),
-    "EXIF that claims 4 GB": (with_image(with_segments(picture("JPEG"), exif_bomb(20_000, 200_000))), None),
-    "EXIF of a PNG": (with_image(png(8, 6, chunk(b"eXIf", exif_bomb(20_000, 200_000)[6:])), "0.png"), None),
+    "thousands of colour profiles in a PNG": (with_image(png(8, 6, SMALL_ICCP * 5000), "0.png"), "image"),
+    "EXIF that claims 300 MB": (with_image(with_segments(picture("JPEG"), exif_bomb(5000, 60_000))), "image"),
+    "EXIF that claims 4 GB": (with_image(with_segments(picture("JPEG"), exif_bomb(20_000, 200_000))), "image"),
+    "EXIF of a PNG": (with_image(png(8, 6, chunk(b"eXIf", exif_bomb(20_000, 200_000)[6:])), "0.png"), "image"),
+    "EXIF in a PNG's text": (with_image(png(8, 6, RAW_EXIF), "0.png"), "image"),
+    "a JPEG that claims more pictures": (with_image(with_pictures(picture("JPEG"), 5000)), None),
     "a JPEG of thousands of scans": (with_image(scans(5000)), "image"),
+    "thousands of scans behind a decoy": (with_image(hidden_scans(5000)), "image"),
     "SVG": (with_image(SVG), "image"),
     "EPS": (with_image(EPS), "image"),
     "a GIF": (with_image(picture("GIF", "P")), "image"),

@@ -133,12 +133,12 @@ def test_packed_rows_come_in_an_order_that_the_seed_decides() -> None:
 
 def test_a_million_documents_in_are_found_at_once() -> None:
     sizes = {"pages": [1000] * 20_000, "pairs": [5000] * 10_000}
-    before = time.perf_counter()
+    before = time.process_time()
     mixture = Mixture(sizes, {"pages": 2.0, "pairs": 1.0}, 0, 8)
     plan = Plan(mixture, 256, Packing(1024, TOKENS, 3, lengths))
     position = Position(documents=1_000_448, row=17, batches=4000)
     rows, after = next(plan.batches(position))
-    assert time.perf_counter() - before < 2
+    assert time.process_time() - before < 2
     assert len(rows) == 256 and after.batches == 4001
 
 

@@ -6,6 +6,7 @@ import subprocess
 import sys
 import tarfile
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -22,13 +23,13 @@ from hostile_shards import (
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from flamingo_lite.data.check import Task, check_shard
+from flamingo_lite.data.check import Task, check_shard, tasks
 from flamingo_lite.data.manifest import MANIFEST, Shard, sha256_of
 from flamingo_lite.data.shard_index import index_bytes
 from flamingo_lite.data.shards import Shards
 from flamingo_lite.data.tar import scan
 from flamingo_lite.document import Image
-from flamingo_lite.errors import REASONS, SampleError
+from flamingo_lite.errors import REASONS, FlamingoError, SampleError
 
 # Pillow tells of each claim of a hostile EXIF block; pytest collects what a program would not be told.
 pytestmark = pytest.mark.filterwarnings("ignore")
@@ -72,7 +73,7 @@ CHILD = """
 import resource, sys
 from pathlib import Path
 import PIL.Image
-from flamingo_lite.data.check import Task, check_shard
+from flamingo_lite.data.check import Task, check_shard, tasks
 PIL.Image.init()
 folder, seen = Path(sys.argv[1]), []
 harmless = str(folder), sys.prefix, sys.base_prefix
@@ -97,15 +98,15 @@ def test_nothing_executes_and_memory_and_time_stay_bounded(tmp_path: Path) -> No
     for number, (members, _) in enumerate(SAMPLES.values()):
         write(tmp_path / f"{number:03d}.tar", between_good_ones(members))
     write(tmp_path / "good.tar", with_image(picture()))
-    done = subprocess.run(
-        [sys.executable, "-c", CHILD, str(tmp_path)],
-        capture_output=True, text=True, timeout=100, cwd=tmp_path, env={**os.environ, "PYTHONPATH": os.getcwd()},
-    )  # fmt: skip
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([os.getcwd(), *sys.path])}
+    words = [sys.executable, "-c", CHILD, str(tmp_path)]
+    done = subprocess.run(words, capture_output=True, text=True, timeout=100, cwd=tmp_path, env=environment)
     assert done.returncode == 0, done.stderr
     samples, megabytes, seen = done.stdout.split(maxsplit=2)
     assert int(samples) == 3 * len(SAMPLES) + 1
     assert seen.strip() == "[]"
-    assert int(megabytes) < 400  # two hundred texts of a PNG are the dearest: Pillow reads 64 MB of them
+    # Two hundred texts of a PNG are the dearest: Pillow reads 64 MB of them.
+    assert int(megabytes) < 400
     assert not (tmp_path / CANARY).exists()
     assert "Warning" not in done.stderr and len(done.stderr) < 1000
 
@@ -142,6 +143,40 @@ def test_a_shard_that_is_no_file_is_named_and_not_opened(link: str, tmp_path: Pa
     found = check_shard(Task(path, None))
     assert found.samples == 0
     assert len(found.problems) == 1 and "s.tar" in found.problems[0]
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        f"pipe:mkdir {CANARY}; cat s.tar",
+        "file:///etc/s.tar",
+        "http://127.0.0.1:9/s.tar",
+        "../s.tar",
+        "/etc/s.tar",
+    ],
+)
+def test_a_shard_name_that_is_an_address_or_a_path_is_never_opened(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    path = write(tmp_path / "s.tar", with_image(picture()))
+    directory_of(path, replace(described(path), name=name))
+    for read in (Shards, tasks):
+        with pytest.raises(FlamingoError, match="shard name"):
+            read(tmp_path)
+    assert not (tmp_path / CANARY).exists()
+
+
+@pytest.mark.parametrize("claim", [{"samples": 10**15}, {"images": 10**15}])
+def test_a_manifest_that_claims_more_than_fits_is_refused(claim: dict[str, int], tmp_path: Path) -> None:
+    path = write(tmp_path / "s.tar", with_image(picture()))
+    with pytest.raises(FlamingoError, match="bytes can hold"):
+        Shards(directory_of(path, replace(described(path), **claim)))
+
+
+def test_the_documentation_names_every_reason() -> None:
+    told = (Path(__file__).parents[2] / "docs" / "data.md").read_text()
+    assert all(f"\n| `{reason}` | " in told for reason in REASONS)
 
 
 def small_shard(path: Path) -> Path:

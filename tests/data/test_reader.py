@@ -63,6 +63,7 @@ def check_places(batch: PreparedBatch, rows: tuple[Row, ...], reader: Reader, mi
     kept = [row for row in kept if row]
     assert len(batch.batch) == len(kept)
     used = torch.zeros_like(batch.batch.attention_mask)
+    pixels = batch.to("cpu").batch.pixel_values
     for number, row in enumerate(kept):
         for slot in row:
             key, document = reader.sources[slot.source].shards[slot.number]
@@ -72,9 +73,7 @@ def check_places(batch: PreparedBatch, rows: tuple[Row, ...], reader: Reader, mi
                 assert torch.equal(batch.batch[name][here], alone[name][0])
             seen = batch.batch.media_index[here]
             assert torch.equal(seen >= 0, alone.media_index[0] >= 0)
-            assert torch.equal(
-                batch.batch.pixel_values[seen[seen >= 0]], alone.pixel_values[alone.media_index[0][seen >= 0]]
-            )
+            assert torch.equal(pixels[seen[seen >= 0]], alone.pixel_values[alone.media_index[0][seen >= 0]])
             assert (batch.source_ids[here] == slot.source).all()
             used[here] = True
     assert torch.equal(used, batch.batch.attention_mask)
@@ -209,6 +208,21 @@ def test_what_is_no_samples_fault_is_never_swallowed(
     monkeypatch.setattr(Shards, "__getitem__", failing)
     with pytest.raises(type(error)):
         reader_of(directory, processor, False)[Recipe(((Slot(0, 1),),))]
+
+
+@pytest.mark.parametrize("draft", [False, True])
+def test_images_leave_a_worker_as_bytes_and_are_normalised_where_they_arrive(
+    directory: Path, processor: VisionLanguageProcessor, draft: bool
+) -> None:
+    reader = reader_of(directory, processor, False)
+    reader.draft = draft
+    batch = reader[Recipe(((Slot(0, 1),), (Slot(0, 2),)))]
+    assert isinstance(batch, PreparedBatch)
+    assert batch.batch.pixel_values.dtype == torch.uint8
+    images = [image for i in (1, 2) for image in reader.sources[0].shards[i][1].images]
+    pixels = torch.stack([processor.image_transform(image, draft) for image in images])
+    assert torch.equal(batch.to("cpu").batch.pixel_values, pixels)
+    assert torch.equal(batch.to("cpu").to("cpu").batch.pixel_values, pixels)
 
 
 def test_a_prepared_batch_moves_with_all_that_is_in_it(

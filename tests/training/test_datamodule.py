@@ -1,8 +1,13 @@
 """The data of a run: what is read, and in which order, is the same on any ranks and workers, and after any stop."""
 
+import json
 import os
 import random
+import subprocess
+import sys
+import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -13,7 +18,7 @@ from hypothesis import strategies as st
 
 from flamingo_lite.data.lengths import COMMAND
 from flamingo_lite.data.make import DataConfig
-from flamingo_lite.data.manifest import Shard
+from flamingo_lite.data.manifest import MANIFEST, Manifest, Shard, load_manifest
 from flamingo_lite.data.mixing import SourceConfig
 from flamingo_lite.data.prepared import NO_SOURCE, PreparedBatch
 from flamingo_lite.data.shards import Shards, write_shards
@@ -244,21 +249,38 @@ class Counted(LocalStore):
         return super().open(shard)
 
 
-def test_going_on_opens_no_shard_but_that_of_the_next_sample(
-    directories: dict[str, Path], processor: VisionLanguageProcessor
+def a_million(directory: Path, root: Path) -> Path:
+    """A directory of 1,000 shards of 600 samples: one, under 1,000 names."""
+    shard = load_manifest(directory).shards[0]
+    root.mkdir()
+    shards = [replace(shard, name=f"shard-{i:06d}.tar") for i in range(1000)]
+    for each in shards:
+        for suffix in ("", ".idx"):
+            (root / f"{each.name}{suffix}").symlink_to(directory / f"{shard.name}{suffix}")
+    (root / MANIFEST).write_text(Manifest(root, tuple(shards)).to_json())
+    return root
+
+
+def test_going_on_at_the_millionth_sample_takes_no_time_and_opens_no_shard_but_its_own(
+    processor: VisionLanguageProcessor, tmp_path: Path, image_of: Callable[[int], Image]
 ) -> None:
-    opened: list[str] = []
-    store = Counted(directories["pages"])
-    object.__setattr__(store, "opened", opened)
-    data = DataConfig(sources={"pages": SourceConfig(str(directories["pages"]))})
-    stage = StageConfig(steps=10**6, batch_size=1)
-    made = ShardDataModule({"pages": Shards(store)}, data, stage, processor, 0, 40)
-    state = {**made.state_dict(), "position": [10**6 // 1024 * 1024, 17, 10**6]}
-    made.stage.steps = made.steps = 10**6 + 1
-    made.load_state_dict(state)
-    assert opened == []
+    write_shards(((f"{i}", document(i, image_of)) for i in range(600)), tmp_path / "one")
+    opened: dict[str, list[str]] = {"pages": [], "pairs": []}
+    stores = {name: Counted(a_million(tmp_path / "one", tmp_path / name)) for name in opened}
+    for name, store in stores.items():
+        object.__setattr__(store, "opened", opened[name])
+    data = DataConfig(
+        sources={name: SourceConfig(str(store.directory), 1.0) for name, store in stores.items()}
+    )
+    stage = StageConfig(steps=10**6 + 1, batch_size=1)
+    before = time.process_time()
+    shards = {name: Shards(store) for name, store in stores.items()}
+    made = ShardDataModule(shards, data, stage, processor, 0, 40)
+    made.load_state_dict({**made.state_dict(), "position": [10**6 // 1024 * 1024, 576, 10**6]})
+    assert opened == {"pages": [], "pairs": []}
     batch = next(iter(made.train_dataloader()))
-    assert batch.documents == 1 and len(opened) == 1
+    assert time.process_time() - before < 2
+    assert batch.documents == 1 and sorted(map(len, opened.values())) == [0, 1]
 
 
 # Epochs and sizes
@@ -323,3 +345,38 @@ def test_a_stale_length_stops_the_run_and_names_the_command(
         np.save(path, np.load(path) + np.array([1, 0], np.int32))
     with pytest.raises(FlamingoError, match=f"were measured.*`{COMMAND} --fresh`"):
         list(consumed(module({"stale": None})))
+
+
+@pytest.mark.slow  # three processes that import torch and lightning
+def test_two_processes_train_on_what_one_trains_on(
+    directories: dict[str, Path], model_config: dict[str, Any], tmp_path: Path
+) -> None:
+    sources = {name: str(directories[name]) for name in ("pages", "pairs")}
+    settings = {
+        "model": model_config,
+        "sources": sources,
+        "steps": 6,
+        "accumulate": 2,
+        "output": str(tmp_path),
+    }
+    found: dict[int, list[dict[str, Any]]] = {}
+    for ranks in (1, 2):
+        (tmp_path / "settings.json").write_text(json.dumps({**settings, "ranks": ranks}))
+        command = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(ranks)]
+        script = str(Path(__file__).with_name("read_on_ranks.py"))
+        subprocess.run(
+            [sys.executable, *command, script, str(tmp_path / "settings.json")],
+            check=True,
+            timeout=300,
+            capture_output=True,
+            env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "OMP_NUM_THREADS": "1"},
+        )
+        names = (f"rank_{rank}_of_{ranks}.json" for rank in range(ranks))
+        found[ranks] = [json.loads((tmp_path / name).read_text()) for name in names]
+    (alone,), (first, second) = found[1], found[2]
+    for step in range(6):
+        parts = [r["batches"][2 * step + turn] for turn in range(2) for r in (first, second)]
+        assert sum(parts, []) == sum(alone["batches"][2 * step : 2 * step + 2], [])
+    assert first["losses"] == second["losses"] == pytest.approx(alone["losses"], rel=1e-5)
+    assert first["state"] == second["state"] == alone["state"]
+    assert alone["state"]["consumption"]["rejects"]["truncated"] > 0

@@ -7,18 +7,22 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
+import lightning.pytorch as lightning
 import pytest
 import torch
 from safetensors.torch import load_file
+from torch.nn.functional import cross_entropy
 
 from flamingo_lite.checkpoints.io import load
+from flamingo_lite.data.mixing import SourceConfig
 from flamingo_lite.data.shards import Shards
 from flamingo_lite.errors import FlamingoError, SampleError
-from flamingo_lite.models.build import build
+from flamingo_lite.models.build import build, build_processor
 from flamingo_lite.models.policy import frozen_sha256
 from flamingo_lite.training import stages
 from flamingo_lite.training.callbacks import read_metrics
 from flamingo_lite.training.checkpointing import CheckpointKeeper
+from flamingo_lite.training.datamodule import ShardDataModule, open_sources
 from flamingo_lite.training.stages import run_stage
 from tests.training.conftest import Recipe
 
@@ -73,6 +77,27 @@ def test_packing_leaves_the_loss_of_an_epoch_as_it_is(recipe: Recipe, tmp_path: 
     assert packed[0]["loss"] == pytest.approx(apart[0]["loss"], rel=1e-4)
     assert apart[0]["documents"] == packed[0]["documents"] == 23
     assert 0 < packed[0]["fill_rate"] <= 1 and "fill_rate" not in apart[0]
+
+
+def test_tokens_of_a_source_count_what_its_weight_says(recipe: Recipe, tmp_path: Path) -> None:
+    config = recipe(tmp_path / "run", steps=1, batch_size=12)
+    config.data.sources = {
+        "first": SourceConfig(str(recipe.shards), weight=1.0),
+        "second": SourceConfig(str(recipe.shards), weight=1.0, loss_weight=0.25),
+    }
+    run_stage(config)
+    lightning.seed_everything(config.seed, verbose=False)
+    model, processor = build(config.model).train(), build_processor(config.model)
+    data = ShardDataModule(open_sources(config.data), config.data, config.stage, processor, config.seed, 256)
+    prepared = next(iter(data.train_dataloader())).to("cpu")
+    assert set(prepared.source_ids.unique().tolist()) == {-1, 0, 1}
+    logits = model.eval()(**prepared.batch).logits[:, :-1]
+    nll = cross_entropy(logits.flatten(0, 1), prepared.batch.labels[:, 1:].flatten(), reduction="none")
+    is_trained = prepared.batch.labels[:, 1:].flatten() != -100
+    weights = torch.where(prepared.source_ids[:, 1:].flatten() == 1, 0.25, 1.0) * is_trained
+    expected = ((weights * nll).sum() / weights.sum()).item()
+    assert losses(tmp_path / "run") == pytest.approx([expected], rel=1e-5)
+    assert expected != pytest.approx((nll.sum() / is_trained.sum()).item(), rel=1e-4)
 
 
 class Interrupted(Exception):

@@ -1,5 +1,6 @@
 """W&B offline: a run that can be read back, and added to later."""
 
+import io
 import json
 import time
 from collections.abc import Callable
@@ -7,9 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import PIL.Image
+import pytest
+import torch
 import yaml
+from rich.console import Console
 
 from flamingo_lite.document import Document, Image, Text
+from flamingo_lite.training import tracking
 from flamingo_lite.training.samples import split_last_answer, written
 from flamingo_lite.training.stages import run_stage
 from flamingo_lite.training.tracking import continue_run
@@ -104,3 +109,27 @@ def test_the_last_trained_text_is_what_the_model_is_asked_for(image_of: Callable
     assert (written(prompt), target) == ("<image> =", " 8")
     assert split_last_answer(Document([Text("a", loss=False)])) is None
     assert split_last_answer(Document([Text("a")])) is None
+
+
+def test_a_server_that_does_not_answer_leaves_the_run_offline_and_it_goes_on(
+    recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("WANDB_BASE_URL", "http://127.0.0.1:9")
+    monkeypatch.setenv("WANDB_API_KEY", "0" * 40)
+    monkeypatch.setattr(tracking, "ANSWER", 1.0)
+    said = io.StringIO()
+    run_stage(recipe(tmp_path / "run", wandb="online", samples=1), Console(file=said, width=200))
+    assert "W&B does not answer" in said.getvalue() and "wandb sync sends it later" in said.getvalue()
+    assert len(list((tmp_path / "run" / "wandb").glob("offline-run-*"))) == 1
+
+
+def test_a_resumed_run_goes_on_with_the_wandb_run_of_its_checkpoint(recipe: Recipe, tmp_path: Path) -> None:
+    run_stage(recipe(tmp_path / "run", wandb="offline", samples=1))
+    checkpoint = torch.load(tmp_path / "run" / "checkpoints" / "step-00000006.ckpt", weights_only=True)
+    path = tmp_path / "run" / "wandb" / "run_id"
+    assert checkpoint["wandb_run"] == path.read_text()
+    path.unlink()
+    summary = tmp_path / "run" / "training.json"
+    summary.write_text(summary.read_text().replace('"finished": true', '"finished": false'))
+    run_stage(recipe(tmp_path / "run", wandb="offline", samples=1))
+    assert path.read_text() == checkpoint["wandb_run"]

@@ -1,0 +1,1 @@
+"""Converters: foreign formats to documents, a module each, on one frame."""

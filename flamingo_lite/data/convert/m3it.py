@@ -1,0 +1,36 @@
+"""M3IT: JSON lines of `{instruction, inputs, outputs, image_base64_str}`, the images in base64 among them.
+
+The fields are those that the dataset's loader yields; `inputs` is empty where the instruction says all.
+"""
+
+from collections.abc import Iterator
+from functools import partial
+
+from flamingo_lite.data.convert.frame import Format, Options, Record, Unit, attempt, fields, whole_files
+from flamingo_lite.data.convert.sources import json_lines, parse_json
+from flamingo_lite.data.convert.values import image_from_base64, list_of, plain_text
+from flamingo_lite.document import Document, Text
+
+FIELDS = {"instruction": str, "inputs": str, "outputs": str, "image_base64_str": list}
+
+
+def read(unit: Unit, options: Options) -> Iterator[Record]:
+    for number, line in json_lines(unit.path):
+        yield attempt(unit.key(number), partial(document, line, unit.where(number)))
+
+
+def document(line: bytes, where: str) -> Document:
+    """The images, then instruction and inputs, which are not trained on, and the outputs, which are."""
+    record = fields(parse_json(line, where), where, FIELDS)
+    images = list_of(str, record["image_base64_str"], f"{where}: image_base64_str")
+    parts = [plain_text(record["instruction"], f"{where}: instruction"), record["inputs"].strip()]
+    return Document(
+        [
+            *(image_from_base64(text, f"{where}: image {number}") for number, text in enumerate(images)),
+            Text("\n".join(part for part in parts if part), False, "user"),
+            Text(plain_text(record["outputs"], f"{where}: outputs"), True, "assistant", ends_chunk=True),
+        ]
+    )
+
+
+FORMAT = Format("M3IT: JSON lines with images in base64", whole_files(".jsonl", ".jsonl.gz"), read)
