@@ -1,8 +1,15 @@
 """Sweeps run by hydra's own launchers, each run in a folder of its own, and what cannot be is one line."""
 
+import io
 import os
 import re
+import signal
+import textwrap
+import threading
+import time
 from collections.abc import Callable
+from contextlib import redirect_stderr, redirect_stdout
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -26,24 +33,47 @@ def settings(tmp_path_factory: pytest.TempPathFactory, image_of: Callable[[int],
     ]  # fmt: skip
 
 
-def seed_of(folder: Path) -> int:
-    return yaml.safe_load((folder / "config.yaml").read_text())["seed"]
+@dataclass
+class Sweep:
+    code: int
+    folder: Path
+    printed: str
+    said: str
 
 
-def test_joblib_trains_the_runs_of_a_sweep(
-    tmp_path: Path, settings: list[str], capsys: pytest.CaptureFixture[str]
-) -> None:
-    launcher = ["hydra/launcher=joblib", "hydra.launcher.n_jobs=2"]
-    assert main(["train", "-m", *launcher, *settings, "seed=0,1", f"output={tmp_path}"]) == 0
-    said = capsys.readouterr().out
-    for seed in (0, 1):
-        folder = tmp_path / f"seed={seed}"
+@pytest.fixture(scope="module")
+def sweep(tmp_path_factory: pytest.TempPathFactory, settings: list[str]) -> Sweep:
+    """Three runs, two at a time, of which the last cannot be: two rows do not make three equal parts."""
+    folder = tmp_path_factory.mktemp("sweep")
+    words = ["hydra/launcher=joblib", "hydra.launcher.n_jobs=2", "trainer.accumulate=1,2,3"]
+    with redirect_stdout(io.StringIO()) as printed, redirect_stderr(io.StringIO()) as said:
+        code = main(["train", "-m", *words, *settings, f"output={folder}"])
+    return Sweep(code, folder, printed.getvalue(), said.getvalue())
+
+
+def test_joblib_trains_each_run_in_a_folder_of_its_own(sweep: Sweep) -> None:
+    for parts in (1, 2):
+        folder = sweep.folder / f"trainer.accumulate={parts}"
         assert (folder / "flamingo" / "model.safetensors").is_file()
-        assert seed_of(folder) == seed
-        assert "What trains" in (folder / "log.txt").read_text()
-        assert f"seed={seed}: the model is in {folder / 'flamingo'}" in said
+        config = yaml.safe_load((folder / "config.yaml").read_text())
+        assert (config["output"], config["trainer"]["accumulate"]) == (str(folder), parts)
+        assert f"trainer.accumulate={parts}: the model is in {folder / 'flamingo'}" in sweep.printed
 
 
+def test_a_run_writes_what_it_says_into_its_log(sweep: Sweep) -> None:
+    assert "What trains" in (sweep.folder / "trainer.accumulate=2" / "log.txt").read_text()
+    assert "does not divide" in (sweep.folder / "trainer.accumulate=3" / "log.txt").read_text()
+
+
+def test_a_run_that_fails_is_named_in_one_line(sweep: Sweep) -> None:
+    assert sweep.code == 2
+    assert sweep.said.startswith(
+        "flamingo-lite: 1 of 3 runs did not finish; trainer.accumulate=3: stage.batch_size"
+    )
+    assert sweep.said.count("\n") == 1
+
+
+@pytest.mark.slow
 def test_submitit_trains_on_this_machine_as_it_would_on_a_cluster(
     tmp_path: Path, settings: list[str]
 ) -> None:
@@ -51,19 +81,6 @@ def test_submitit_trains_on_this_machine_as_it_would_on_a_cluster(
     assert main(["train", "-m", *launcher, *settings, f"output={tmp_path}"]) == 0
     assert (tmp_path / "flamingo" / "model.safetensors").is_file()
     assert list((tmp_path / ".submitit").rglob("*_result.pkl"))
-
-
-def test_a_run_that_fails_is_named_and_the_others_finish(
-    tmp_path: Path, settings: list[str], capsys: pytest.CaptureFixture[str]
-) -> None:
-    words = ["train", "-m", "hydra/launcher=basic", *settings, "trainer.accumulate=1,3", f"output={tmp_path}"]
-    assert main(words) == 2
-    # transformers' bars, which end in no line break, come before.
-    said = capsys.readouterr().err.strip().rpartition("flamingo-lite: ")[2]
-    assert said.startswith("1 of 2 runs did not finish; trainer.accumulate=3: ")
-    assert "\n" not in said
-    assert (tmp_path / "trainer.accumulate=1" / "flamingo").is_dir()
-    assert "accumulate" in (tmp_path / "trainer.accumulate=3" / "log.txt").read_text()
 
 
 @pytest.fixture
@@ -115,3 +132,62 @@ def test_a_launcher_that_cannot_be_is_one_line(
     said = capsys.readouterr().err.strip()
     assert expected in said
     assert "\n" not in said
+
+
+SLURM = {
+    # Runs the job here, and again for as long as somebody has asked for that meanwhile.
+    "sbatch": """
+        cp "$1" {folder}/script.sh
+        export SLURM_JOB_ID=77 SLURM_NODELIST=localhost SLURM_JOB_NODELIST=localhost
+        (
+          while true; do
+            echo RUNNING > {folder}/state; rm -f {folder}/requeued
+            bash {folder}/script.sh
+            [ -e {folder}/requeued ] || break
+          done
+          echo COMPLETED > {folder}/state
+        ) > {folder}/job.log 2>&1 < /dev/null &
+        echo "Submitted batch job 77"
+    """,
+    "srun": """
+        while [[ "$1" != *python* ]]; do shift; done
+        echo $$ > {folder}/pid
+        exec "$@"
+    """,
+    "sacct": """
+        echo "JobID|State|NodeList"
+        echo "77|$(cat {folder}/state)|localhost"
+    """,
+    "scontrol": """
+        [ "$*" = "requeue 77" ] && touch {folder}/requeued
+    """,
+}
+
+
+@pytest.mark.slow
+def test_a_job_that_slurm_warns_saves_goes_back_into_the_queue_and_is_waited_for(
+    tmp_path: Path, settings: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    programs = tmp_path / "bin"
+    programs.mkdir()
+    for name, body in SLURM.items():
+        text = "#!/bin/bash\n" + textwrap.dedent(body).format(folder=tmp_path)
+        (programs / name).write_text(text)
+        (programs / name).chmod(0o755)
+    monkeypatch.setenv("PATH", f"{programs}{os.pathsep}{os.environ['PATH']}")
+    log = tmp_path / "run" / "log.txt"
+
+    def warn() -> None:
+        while not (log.exists() and "loss" in log.read_text()):
+            time.sleep(0.2)
+        os.kill(int((tmp_path / "pid").read_text()), signal.SIGUSR1)
+
+    threading.Thread(target=warn, daemon=True).start()
+    long = ["stage.steps=300", "stage.log_every=1", "stage.checkpoint_every=1000"]
+    assert main(["train", "-m", "hydra/launcher=slurm", *settings, *long, f"output={tmp_path / 'run'}"]) == 0
+    said = log.read_text()
+    assert re.search(
+        r"stopped by SIGUSR1 at step \d+ of 300, saved; SLURM has job 77 in the queue again", said
+    )
+    assert re.search(r"resuming \S+ at step \d+ of 300", said)
+    assert (tmp_path / "run" / "flamingo" / "model.safetensors").is_file()

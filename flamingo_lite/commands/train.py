@@ -45,12 +45,15 @@ def run(arguments: argparse.Namespace) -> None:
 
 
 def train(config: "Config", console: "Console") -> str:
-    """Trains; returns the line that says where the model is, "" where whoever has started this rank says it."""
+    """Trains; returns the line that says where the model is, "" where another process says it."""
     from flamingo_lite.training.launch import is_supervised
+    from flamingo_lite.training.ranks import started_ranks
     from flamingo_lite.training.stages import run_stage
 
+    ranks = started_ranks(config.trainer)
     directory = run_stage(config, console)
-    return "" if is_supervised() else f"the model is in [bold]{directory}[/bold]"
+    is_speaker = not is_supervised() and (ranks is None or ranks.is_first)
+    return f"the model is in [bold]{directory}[/bold]" if is_speaker else ""
 
 
 def take_launcher(arguments: argparse.Namespace) -> list[str]:
