@@ -167,6 +167,8 @@ class TrainingModule(lightning.LightningModule):
         # Only now: building the data loader and its workers draws from the same generators.
         if self._random_state is not None:
             _set_random_state(self._random_state)
+        elif self.ranks.rank:  # ranks are seeded alike, and are to drop different things
+            torch.manual_seed(torch.initial_seed() + 1_000_003 * self.ranks.rank + self.trainer.global_step)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         trainable = trainable_names(self)

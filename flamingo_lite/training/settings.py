@@ -143,7 +143,7 @@ class TrainingConfig:
 
     def __post_init__(self) -> None:
         check_choice("value of resume:", self.resume, RESUME)
-        if self.data.features.directory is not None and self.trainer.strategy == "fsdp2":
+        if self.trainer.strategy == "fsdp2" and self.data.features.directory is not None:
             raise FlamingoError(
                 "data.features does not go with trainer.strategy=fsdp2: ranks gather the vision encoder together, and one "
                 "that knows its images would leave the others waiting; use trainer.strategy=ddp, or "

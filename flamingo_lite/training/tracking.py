@@ -84,6 +84,7 @@ class Tracker:
                         f"W&B does not answer ({first_line(error)}): this run is kept offline, in {directory / 'wandb'}; "
                         "wandb sync sends it later"
                     )
+                    wandb.teardown()  # its service would say that the run's id is in use
             self._run = wandb.init(**known, mode="offline", settings=_settings())
         except wandb.errors.Error as error:
             raise FlamingoError(f"W&B did not start ({error}); wandb.mode=disabled goes without") from error

@@ -1,7 +1,7 @@
 """`kill -9` at any moment, also while a checkpoint is written: what was trained is what an undisturbed run trains.
 
 Compared bit by bit: the losses of all steps, the samples consumed in each, and the weights at the end; with a mixture of
-sources, packed rows, accumulated batches, worker processes and documents that cannot be used.
+sources, packed rows, accumulated batches, worker processes, adapters with dropout and documents that cannot be used.
 """
 
 import json
@@ -82,7 +82,8 @@ def mixture(tmp_path_factory: pytest.TempPathFactory, image_of: Any) -> dict[str
 def config_of(recipe: Recipe, mixture: dict[str, SourceConfig], output: Path, **changes: Any) -> Config:
     settings: dict[str, Any] = {
         "steps": 24, "batch_size": 4, "accumulate": 2, "pack": True, "pack_window": 16, "max_length": 96,
-        "checkpoint_every": 3, "keep": 2, "samples": 1, "workers": 1, **changes,
+        "checkpoint_every": 3, "keep": 2, "samples": 1, "workers": 1,
+        "policy": {"language.*": {"mode": "lora", "rank": 2, "dropout": 0.1}}, **changes,
     }  # fmt: skip
     config = recipe(output, **settings)
     config.data = DataConfig(directory="", sources=mixture, workers=1)
