@@ -20,6 +20,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from dataclasses import dataclass
 from datetime import date
 from importlib.metadata import version
 from pathlib import Path
@@ -92,26 +93,41 @@ def check_equal(sides: dict[str, Side], options: argparse.Namespace) -> None:
         raise SystemExit(f"the losses under {options.precision} differ: ours {first[0]}, theirs {first[1]}")
 
 
-def measure(options: argparse.Namespace) -> tuple[dict[str, list[float]], dict[str, int], dict[str, Any]]:
-    """Seconds of a step by round, peak bytes, and the first losses; the two take turns in beginning a round."""
+@dataclass
+class Measured:
+    """By side. `seconds` and `work` (seconds of all cores) of a step, by round; `first`: the first losses."""
+
+    seconds: dict[str, list[float]]
+    work: dict[str, list[float]]
+    peak_bytes: dict[str, int]
+    first: dict[str, dict[str, Any]]
+
+
+def measure(options: argparse.Namespace) -> Measured:
+    """The two take turns in beginning a round."""
     with tempfile.TemporaryDirectory() as folder:
         write_tokenizer(Path(folder), load_config(options.model).model.language.config["vocab_size"])
         sides = {name: Side(name, folder, options) for name in SIDES}
-    found: dict[str, list[float]] = {name: [] for name in SIDES}
+    first = {name: side.first for name, side in sides.items()}
+    seconds: dict[str, list[float]] = {name: [] for name in SIDES}
+    work: dict[str, list[float]] = {name: [] for name in SIDES}
     peaks = dict.fromkeys(SIDES, 0)
     try:
         check_equal(sides, options)
         for number in range(options.rounds):
             for name in SIDES if number % 2 == 0 else reversed(SIDES):
                 answer = sides[name].steps(options.steps)
-                found[name].append(answer["seconds"] / options.steps)
+                seconds[name].append(answer["seconds"] / options.steps)
+                work[name].append(answer["work"] / options.steps)
                 peaks[name] = max(peaks[name], answer["peak"])
-            said = ", ".join(f"{name} {seconds[-1]:.3f} s" for name, seconds in found.items())
+            said = ", ".join(
+                f"{name} {seconds[name][-1]:.3f} s ({work[name][-1]:.3f} s of work)" for name in SIDES
+            )
             print(f"round {number + 1}: {said}", flush=True)
     finally:
         for side in sides.values():
             side.close()
-    return found, peaks, {name: side.first for name, side in sides.items()}
+    return Measured(seconds, work, peaks, first)
 
 
 def median_with_interval(values: list[float]) -> dict[str, float]:
@@ -119,6 +135,11 @@ def median_with_interval(values: list[float]) -> dict[str, float]:
     draws = np.random.default_rng(0).choice(values, (10_000, len(values)))
     low, high = np.percentile(np.median(draws, axis=1), [2.5, 97.5])
     return {"median": statistics.median(values), "low": float(low), "high": float(high)}
+
+
+def ratio(values: dict[str, list[float]]) -> dict[str, float]:
+    """How many times as much theirs took as ours, round by round."""
+    return median_with_interval([b / a for a, b in zip(values["ours"], values["theirs"], strict=True)])
 
 
 def model_flops(options: argparse.Namespace) -> int:
@@ -155,7 +176,8 @@ def machine(device: str) -> str:
 
 
 def results(options: argparse.Namespace) -> dict[str, Any]:
-    seconds, peaks, first = measure(options)
+    measured = measure(options)
+    seconds = measured.seconds
     flops = model_flops(options)
     peak, peak_source = peak_flops(options)
     tokens = options.rows * options.length
@@ -167,7 +189,7 @@ def results(options: argparse.Namespace) -> dict[str, Any]:
             name: version(name) for name in ("torch", "transformers", "open_clip_torch", "open-flamingo")
         },
         "options": {name: value for name, value in vars(options).items() if name != "output"},
-        "first": first,
+        "first": measured.first,
         "model_flops": flops,
         "peak_flops": peak,
         "peak_source": peak_source,
@@ -180,11 +202,11 @@ def results(options: argparse.Namespace) -> dict[str, Any]:
             name: median_with_interval([flops / (value * peak) for value in values])
             for name, values in seconds.items()
         },
-        "peak_bytes": peaks,
-        "speedup": median_with_interval(
-            [theirs / ours for ours, theirs in zip(seconds["ours"], seconds["theirs"], strict=True)]
-        ),
-        "rounds": seconds,
+        "peak_bytes": measured.peak_bytes,
+        "speedup": ratio(seconds),
+        "work": {name: median_with_interval(values) for name, values in measured.work.items()},
+        "work_ratio": ratio(measured.work),
+        "rounds": {"seconds": seconds, "work": measured.work},
     }
 
 
@@ -206,6 +228,7 @@ def markdown(found: dict[str, Any], options: argparse.Namespace) -> str:
         found=found,
         options=options,
         speedup=found["speedup"],
+        work=found["work_ratio"],
         memory=found["peak_bytes"]["theirs"] / found["peak_bytes"]["ours"],
         ours=exact["ours"],
         theirs=exact["theirs"],
@@ -225,7 +248,8 @@ Written by `{found[command]}`; do not edit.
 {table}
 
 A step of theirs takes {speedup[median]:.2f} times as long as ours ({speedup[low]:.2f} to {speedup[high]:.2f}), and
-{memory:.2f} times the memory.
+{memory:.2f} times the memory. In processor time, which other programs do not lengthen, it is {work[median]:.2f} times
+({work[low]:.2f} to {work[high]:.2f}).
 
 {options.note}
 

@@ -234,10 +234,11 @@ def main() -> None:
     say({"exact": exact(), "losses": [step() for _ in range(2)]})  # and so everything is warm
     forget_peak(options.device)
     for line in sys.stdin:
-        started = time.perf_counter()
+        started, worked = time.perf_counter(), time.process_time()
         for _ in range(int(line)):
             loss = step()
-        say({"seconds": time.perf_counter() - started, "loss": loss, "peak": peak_bytes(options.device)})
+        seconds, work = time.perf_counter() - started, time.process_time() - worked
+        say({"seconds": seconds, "work": work, "loss": loss, "peak": peak_bytes(options.device)})
 
 
 def say(answer: dict[str, Any]) -> None:
