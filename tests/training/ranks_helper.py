@@ -56,7 +56,9 @@ def _rank(
     import torch
 
     torch.set_num_threads(1)
-    multiprocessing.set_start_method("fork", force=True)  # for workers, as in a process that a shell has started
+    multiprocessing.set_start_method(
+        "fork", force=True
+    )  # for workers, as in a process that a shell has started
     if ranks > 1:
         names = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": ranks, "LOCAL_WORLD_SIZE": ranks}
         names |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "GROUP_RANK": 0}

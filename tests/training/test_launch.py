@@ -11,9 +11,11 @@ from pathlib import Path
 import pytest
 
 from flamingo_lite.errors import FlamingoError, Interrupted
+from flamingo_lite.training.beginning import as_yaml
 from flamingo_lite.training.launch import supervise
 from flamingo_lite.training.ranks import started_ranks
 from flamingo_lite.training.settings import TrainerConfig
+from tests.training.conftest import Recipe
 
 SLEEP = "import time; time.sleep(60)"
 
@@ -133,3 +135,23 @@ def test_alone_there_is_one_rank_and_several_devices_are_to_be_launched() -> Non
     alone = started_ranks(TrainerConfig())
     assert alone is not None and (alone.number, alone.rank) == (1, 0)
     assert started_ranks(TrainerConfig(devices=2)) is None
+
+
+@pytest.mark.slow
+def test_the_command_trains_on_two_devices_and_ends_with_the_ranks_own_line(
+    recipe: Recipe, tmp_path: Path
+) -> None:
+    file = tmp_path / "config.yaml"
+    file.write_text(as_yaml(recipe(tmp_path / "run", devices=2, samples=1)))
+    command = [sys.executable, "-m", "flamingo_lite", "train", "--config", str(file)]
+    ended = subprocess.run(command, capture_output=True, text=True, timeout=500)
+    assert ended.returncode == 0, ended.stderr
+    assert ended.stdout.count("the model is in") == 1 and (tmp_path / "run" / "flamingo").is_dir()
+    ended = subprocess.run(
+        [*command, "stage.batch_size=5", "resume=never"], capture_output=True, text=True, timeout=500
+    )
+    assert ended.returncode == 2
+    assert (
+        ended.stderr.strip().splitlines()[-1].startswith("flamingo-lite: stage.batch_size=5 does not divide")
+    )
+    assert "Traceback" not in ended.stderr
