@@ -6,13 +6,16 @@ YAML in `conf/` only chooses; an unknown key, preset or value is one line with t
 import functools
 import itertools
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, fields, is_dataclass
 from pathlib import Path
 from typing import Any
 
 import hydra
 import yaml
+from hydra._internal.hydra import Hydra
 from hydra.core.config_store import ConfigStore
+from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException
@@ -47,7 +50,8 @@ def conf_directory() -> Path:
 def preset_groups() -> dict[str, list[str]]:
     """{"model": ["flamingo_tiny"], ...}: what may stand in `group=preset`."""
     folders = (folder for folder in sorted(conf_directory().iterdir()) if folder.is_dir())
-    return {folder.name: sorted(path.stem for path in folder.glob("*.yaml")) for folder in folders}
+    found = {folder.name: sorted(path.stem for path in folder.glob("*.yaml")) for folder in folders}
+    return {name: presets for name, presets in found.items() if presets}
 
 
 def load_config(overrides: Sequence[str] = ()) -> Config:
@@ -67,7 +71,10 @@ def compose(overrides: Sequence[str] = (), file: str | None = None) -> DictConfi
         )
     if file is not None:
         _store(file, parsed)
-    return _compose([_normalized(override) for override in parsed], SAVED if file else "config")
+    with started_hydra(file) as (_, name), one_line_errors():
+        composed = hydra.compose(name, overrides=[normalized(override) for override in parsed])
+        OmegaConf.resolve(composed)
+        return composed
 
 
 def sweep(overrides: Sequence[str]) -> Iterator[tuple[str, list[str]]]:
@@ -141,15 +148,30 @@ def _dotted(node: DictConfig, prefix: str = "") -> Iterator[str]:
             yield from _dotted(child, f"{prefix}{name}.")
 
 
-def _compose(overrides: list[str], name: str) -> DictConfig:
+@contextmanager
+def started_hydra(file: str | None = None) -> Iterator[tuple[Hydra, str]]:
+    """Hydra on the presets, and what it starts from: config.yaml, or `file` that `compose` has read before."""
     ConfigStore.instance().store(name=SCHEMA, node=_schema())
+    with hydra.initialize_config_dir(str(conf_directory().absolute()), version_base="1.3"):
+        started = GlobalHydra.instance().hydra
+        assert started is not None
+        yield started, SAVED if file else "config"
+
+
+@contextmanager
+def one_line_errors() -> Iterator[None]:
+    """Hydra's and OmegaConf's errors as one `FlamingoError`."""
     try:
-        with hydra.initialize_config_dir(str(conf_directory().absolute()), version_base="1.3"):
-            composed = hydra.compose(name, overrides=overrides)
-        OmegaConf.resolve(composed)
-        return composed
+        yield
     except (HydraException, OmegaConfBaseException, yaml.YAMLError) as error:
         raise FlamingoError(f"configuration: {_explained(error)}") from error
+
+
+def launcher_settings(launcher: str) -> list[str]:
+    """The names that `hydra.launcher.<name>` has under hydra/launcher=`launcher`; call it within `started_hydra`."""
+    with one_line_errors():
+        composed = hydra.compose("config", [f"hydra/launcher={launcher}"], return_hydra_config=True)
+    return [str(name) for name in composed.hydra.launcher]
 
 
 def _schema() -> DictConfig:
@@ -205,7 +227,7 @@ def _known_keys() -> tuple[list[str], list[str]]:
     return keys, free
 
 
-def _normalized(override: Override) -> str:
+def normalized(override: Override) -> str:
     """Keys of free dictionaries may be named without hydra's "+"."""
     text = override.input_line or ""
     _, free = _known_keys()

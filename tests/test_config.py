@@ -84,7 +84,7 @@ def test_a_wrong_override_is_one_line_that_says_what_would_be_right(override: st
 def test_a_preset_file_with_a_wrong_key_is_one_line(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     for path in configuration.conf_directory().rglob("*.yaml"):
         copy = tmp_path / path.relative_to(configuration.conf_directory())
-        copy.parent.mkdir(exist_ok=True)
+        copy.parent.mkdir(parents=True, exist_ok=True)
         copy.write_text(path.read_text())
     monkeypatch.setattr(configuration, "conf_directory", lambda: tmp_path)
     preset = tmp_path / "stage" / "bridge.yaml"
