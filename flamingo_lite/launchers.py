@@ -89,8 +89,9 @@ def launch(
         try:
             ended = found.launch([[*_of_job(job), *threads] for job in jobs], initial_job_idx=0)
         except RuntimeError as error:
+            reason = textwrap.shorten(str(error), 300)  # submitit's may hold a traceback
             raise FlamingoError(
-                f"{type(found).__name__}: {textwrap.shorten(str(error), 300)}; the logs are below {output}, and --debug shows more"
+                f"{type(found).__name__}: {reason}; the logs are below {output}, and --debug shows more"
             ) from error
     _conclude(jobs, ended, console)
 
