@@ -6,6 +6,7 @@ again, trains into a folder of its own and writes what it says into a log there.
 
 import multiprocessing
 import os
+import textwrap
 import traceback
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -88,8 +89,9 @@ def launch(
         try:
             ended = found.launch([[*_of_job(job), *threads] for job in jobs], initial_job_idx=0)
         except RuntimeError as error:
+            reason = textwrap.shorten(str(error), 300)  # submitit's may hold a traceback
             raise FlamingoError(
-                f"{type(found).__name__}: {first_line(error)}; the logs are below {output}, and --debug shows more"
+                f"{type(found).__name__}: {reason}; the logs are below {output}, and --debug shows more"
             ) from error
     _conclude(jobs, ended, console)
 

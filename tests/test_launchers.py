@@ -183,7 +183,12 @@ def test_a_job_that_slurm_warns_saves_goes_back_into_the_queue_and_is_waited_for
         os.kill(int((tmp_path / "pid").read_text()), signal.SIGUSR1)
 
     threading.Thread(target=warn, daemon=True).start()
-    long = ["stage.steps=300", "stage.log_every=1", "stage.checkpoint_every=1000"]
+    long = [
+        "hydra.launcher.tasks_per_node=1",
+        "stage.steps=300",
+        "stage.log_every=1",
+        "stage.checkpoint_every=1000",
+    ]
     assert main(["train", "-m", "hydra/launcher=slurm", *settings, *long, f"output={tmp_path / 'run'}"]) == 0
     said = log.read_text()
     assert re.search(
