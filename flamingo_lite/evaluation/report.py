@@ -4,7 +4,6 @@ Everything that came from a model or a file is escaped by the template; the page
 anything.
 """
 
-import base64
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -14,6 +13,7 @@ from typing import Any, cast
 import jinja2
 from matplotlib.figure import Figure
 
+from flamingo_lite.data.pages import data_uri
 from flamingo_lite.errors import FlamingoError
 from flamingo_lite.evaluation import plots
 from flamingo_lite.evaluation.conditions import CONDITIONS
@@ -158,10 +158,6 @@ def _saved(figure: Figure, path: Path) -> str:
     data = plots.png(figure)
     write_atomically(path, data)
     return data_uri(data)
-
-
-def data_uri(png: bytes) -> str:
-    return f"data:image/png;base64,{base64.b64encode(png).decode('ascii')}"
 
 
 def page_environment() -> jinja2.Environment:

@@ -47,7 +47,7 @@ class Beginning:
 
 
 def begin(config: TrainingConfig, defining: Mapping[str, Any], say: Say) -> Beginning:
-    """Looks at what lies in the output, and makes it ready for the run; `say` gets a line for what is odd there.
+    """Looks at what lies in the output, and changes nothing there; `say` gets a line for what is odd.
 
     Errors: `FlamingoError` when another run lies there.
     """
@@ -59,14 +59,19 @@ def begin(config: TrainingConfig, defining: Mapping[str, Any], say: Say) -> Begi
             return Beginning(finished=True)
     checkpoint = latest_checkpoint(output / FOLDER, say) if previous else None
     record = read_record(checkpoint) if checkpoint else None
-    if record is None:
+    return Beginning(checkpoint=checkpoint, step=record.step if record else 0)
+
+
+def make_ready(config: TrainingConfig, defining: Mapping[str, Any], beginning: Beginning) -> None:
+    """Makes the output ready for the run. What an earlier run left goes only now, when all settings were found good."""
+    output = Path(config.output)
+    if beginning.checkpoint is None:
         _clear(output)
     else:
-        drop_rejects_after(output, record.step)
-        remember_run(output, VerifiedCheckpointIO().load_checkpoint(checkpoint).get(WANDB_RUN))
+        drop_rejects_after(output, beginning.step)
+        remember_run(output, VerifiedCheckpointIO().load_checkpoint(beginning.checkpoint).get(WANDB_RUN))
     write_summary(output, {"finished": False, "identity": defining})
     write_atomically(output / CONFIG, as_yaml(config).encode())
-    return Beginning(checkpoint=checkpoint, step=record.step if record else 0)
 
 
 def write_summary(output: Path, value: Mapping[str, Any]) -> None:

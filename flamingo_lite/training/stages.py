@@ -16,6 +16,7 @@ import torch
 from rich.console import Console
 
 from flamingo_lite.checkpoints import io as checkpoints
+from flamingo_lite.data.batches import rows_each
 from flamingo_lite.data.features import FeatureCache
 from flamingo_lite.data.make import available_cores
 from flamingo_lite.data.shards import Shards
@@ -33,6 +34,7 @@ from flamingo_lite.training.beginning import (
     as_yaml,
     begin,
     identity,
+    make_ready,
     write_summary,
 )
 from flamingo_lite.training.callbacks import MetricsFile, StepDisplay
@@ -97,6 +99,9 @@ def _run(
     if beginning.finished:
         console.print(f"{output / MODEL} is trained already; resume=never trains it anew")
         return output / MODEL
+    rows_each(
+        config.stage.batch_size, ranks.number, config.trainer.accumulate
+    )  # refuses what does not divide
     started = time.perf_counter()
     _prepare(config, ranks)
     model, processor = _start(config)
@@ -106,6 +111,8 @@ def _run(
         config.data.features, model, processor, config.trainer.precision, config.data.draft
     )
     data = _data(config, shards, model, processor, ranks, console, features)
+    if ranks.is_first:
+        make_ready(config, defining, beginning)
     module = _module(config, model, data.steps, ranks, features)
     with _tracker(config, ranks, console) as tracker:
         used_data(tracker, {name: its.manifest for name, its in shards.items()})

@@ -149,6 +149,17 @@ def test_a_finished_run_is_kept_unless_told_to_start_over(recipe: Recipe, tmp_pa
     assert (directory / "model.safetensors").stat().st_mtime_ns > before
 
 
+def test_starting_over_with_a_wrong_setting_keeps_the_model_that_was_there(
+    recipe: Recipe, tmp_path: Path
+) -> None:
+    run_stage(recipe(tmp_path / "run"))
+    wrong = recipe(tmp_path / "run", resume="never", batch_size=5, accumulate=2)
+    with pytest.raises(FlamingoError, match=r"stage\.batch_size=5 does not divide"):
+        run_stage(wrong)
+    assert (tmp_path / "run" / "flamingo" / "model.safetensors").is_file()
+    assert (tmp_path / "run" / "metrics.csv").is_file()
+
+
 def test_other_settings_are_not_mixed_into_a_run(recipe: Recipe, tmp_path: Path) -> None:
     run_stage(recipe(tmp_path / "run"))
     with pytest.raises(FlamingoError, match=r"stage\.batch_size=4, now it is 5.*resume=never"):
