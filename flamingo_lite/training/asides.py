@@ -80,7 +80,8 @@ class Asides(lightning.Callback):
         if not due:
             return
         together = isinstance(trainer.strategy, ShardedStrategy)
-        with self.paused(), undisturbed():
+        # Outside a training step nothing casts what frozen parts in a narrow type are to meet.
+        with self.paused(), undisturbed(), trainer.precision_plugin.forward_context():
             if together or self.ranks.is_first:
                 with root_gathered(pl_module.model) if together else nullcontext():
                     for aside in due:

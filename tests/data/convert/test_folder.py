@@ -93,8 +93,10 @@ def test_what_is_hidden_is_passed_over(tmp_path: Path, copied: Path) -> None:
 def test_no_folder_and_a_folder_without_images_are_one_line(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    (tmp_path / "a.txt").write_text("a")
-    assert "no images in this folder" in refused(capsys, tmp_path / "out", "folder", tmp_path)
+    words = tmp_path / "words"
+    words.mkdir()
+    (words / "a.txt").write_text("a")
+    assert "no images in this folder" in refused(capsys, tmp_path / "out", "folder", words)
     assert "no such folder" in refused(capsys, tmp_path / "out", "folder", tmp_path / "nowhere")
 
 
