@@ -150,6 +150,7 @@ class Bare(Dataset[int]):
 def decode_and_resize(data: bytes, edge: int = 224) -> torch.Tensor:
     with PIL.Image.open(io.BytesIO(data)) as image:
         image.draft(None, (edge, edge))
+        image.decodermaxblock = len(data)  # as ours
         pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1)
     height, width = pixels.shape[1:]
     size = [edge * height // min(height, width), edge * width // min(height, width)]
