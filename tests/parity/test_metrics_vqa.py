@@ -29,7 +29,9 @@ ANNOTATIONS = [
     ["a", "the", "an", "none", "0", "zero", "A", "B", "b", "(b)"],
 ]
 
-_ALL = [(text, answers) for text in ANSWERS for answers in [*ANNOTATIONS, [text] * 10, [text] * 3 + ["3"] * 7]]
+_ALL = [
+    (text, answers) for text in ANSWERS for answers in [*ANNOTATIONS, [text] * 10, [text] * 3 + ["3"] * 7]
+]
 # Every fifth, which is coprime to the twelve sets: each text and each set is among them.
 CASES = _ALL[::5]
 
@@ -46,7 +48,9 @@ def evalai() -> Any:
 
 def official(text: str, answers: Sequence[str]) -> float:
     """The loop of vqaEval.py around its own normaliser. OpenFlamingo's copy of the loop lacks the condition."""
-    given, known = ([t.replace("\n", " ").replace("\t", " ").strip() for t in texts] for texts in ([text], answers))
+    given, known = (
+        [t.replace("\n", " ").replace("\t", " ").strip() for t in texts] for texts in ([text], answers)
+    )
     if len(set(known)) > 1:
         given, known = ([_normalised(challenge(), t) for t in texts] for texts in (given, known))
     scores = []
@@ -63,7 +67,9 @@ def _normalised(processor: Any, text: str) -> str:
 
 
 def lmms(text: str, answers: Sequence[str]) -> float:
-    given, known = ([t.replace("\n", " ").replace("\t", " ").strip() for t in texts] for texts in ([text], answers))
+    given, known = (
+        [t.replace("\n", " ").replace("\t", " ").strip() for t in texts] for texts in ([text], answers)
+    )
     return _lmms_mean(_normalised(evalai(), given[0]), [_normalised(evalai(), answer) for answer in known])
 
 
@@ -73,7 +79,8 @@ def lmms_evalai(text: str, answers: Sequence[str]) -> float:
 
 def _lmms_mean(given: str, known: Sequence[str]) -> float:
     return statistics.mean(
-        min(1, float(sum(other == given for j, other in enumerate(known) if j != i)) / 3) for i in range(len(known))
+        min(1, float(sum(other == given for j, other in enumerate(known) if j != i)) / 3)
+        for i in range(len(known))
     )
 
 
@@ -86,13 +93,17 @@ def test_every_ugly_answer_scores_to_the_last_digit_as_published(variant: str) -
     different = [
         (text, answers, found, wanted)
         for text, answers in CASES
-        if (found := vqa_accuracy(text, answers, variant).score) != (wanted := REFERENCES[variant](text, answers))
+        if (found := vqa_accuracy(text, answers, variant).score)
+        != (wanted := REFERENCES[variant](text, answers))
     ]
     assert different == []
 
 
 @settings(max_examples=150, deadline=None)
-@given(st.lists(st.text("ab1,. -'?theno\n", max_size=8), min_size=2, max_size=11), st.sampled_from(sorted(REFERENCES)))
+@given(
+    st.lists(st.text("ab1,. -'?theno\n", max_size=8), min_size=2, max_size=11),
+    st.sampled_from(sorted(REFERENCES)),
+)
 def test_random_answers_score_as_published(texts: list[str], variant: str) -> None:
     text, answers = texts[0], texts[1:]
     assert vqa_accuracy(text, answers, variant).score == REFERENCES[variant](text, answers)
@@ -102,7 +113,10 @@ def test_an_evaluation_has_the_accuracy_of_their_whole_evaluator(capsys: pytest.
     """Their `evaluate` itself, on questions whose annotators disagree, where its loop is the challenge's."""
     chosen = [(text, answers) for text, answers in CASES if len(set(answers)) > 1]
     asked = {
-        i: {"question_type": "what", "answers": [{"answer": a, "answer_id": j} for j, a in enumerate(answers)]}
+        i: {
+            "question_type": "what",
+            "answers": [{"answer": a, "answer_id": j} for j, a in enumerate(answers)],
+        }
         for i, (_, answers) in enumerate(chosen)
     }
     module = their_module("open_flamingo", "eval/vqa_metric.py")

@@ -98,7 +98,11 @@ def bleu(candidates: Sequence[str], references: Sequence[Sequence[str]]) -> Bleu
 def rouge_l(candidate: str, references: Sequence[str], beta: float = 1.2) -> float:
     """ROUGE-L of COCO's evaluation: an F-measure of the best precision and the best recall over references."""
     given = candidate.split(" ")
-    longest = [(common_subsequence(given, words), len(words)) for r in require_targets(references) for words in [r.split(" ")]]
+    longest = [
+        (common_subsequence(given, words), len(words))
+        for r in require_targets(references)
+        for words in [r.split(" ")]
+    ]
     precision = max(common / len(given) for common, _ in longest)
     recall = max(common / length for common, length in longest)
     if not precision or not recall:

@@ -15,8 +15,10 @@ _SIGN = r"[-\u2212\u2013+]"
 _WHOLE = re.compile(rf"({_SIGN})?\s*([0-9]{{1,18}})\.?")
 _DECIMAL = r"(?:[0-9]{1,3}(?:,[0-9]{3})+|[0-9]+)(?:\.[0-9]+)?|\.[0-9]+"
 _VALUE = re.compile(rf"({_SIGN})?\s*\$?\s*({_DECIMAL})(?:[eE]({_SIGN}?[0-9]{{1,3}}))?\s*(%)?\.?")
-# Inside a sentence a sign belongs to its number only where nothing else could: "3-5" holds no -5.
-_INSIDE = re.compile(rf"(?<![\w.,])({_SIGN}?(?:{_DECIMAL}))(?![\w]|[.,][0-9])")
+# Inside a sentence a range, a fraction, a date or a version is no number, and neither are its parts.
+_INSIDE = re.compile(
+    rf"(?<!\w)(?<!{_SIGN})(?<![.,])(?<![0-9][/:])({_SIGN}?(?:{_DECIMAL}))(?!\w|[-\u2212\u2013.,/:]+[0-9])"
+)
 
 
 def extract_number(text: str) -> str | None:
@@ -49,7 +51,7 @@ def extract_value(text: str) -> float | None:
             sign, digits, exponent, percent = match.groups()
             value = float(digits.replace(",", "")) * 10.0 ** _signed(exponent or "0")
             return math.copysign(value / 100 if percent else value, -1 if sign not in (None, "+") else 1)
-    found = _INSIDE.findall(line)
+    found = _INSIDE.findall(line) if "=" not in line else []
     return _signed(found[0]) if len(found) == 1 else None
 
 

@@ -63,7 +63,9 @@ def tokenize_captions(captions: Sequence[str], tokenizer: str = "auto") -> Token
         return TokenizedCaptions([_joined(_python_tokens(caption)) for caption in plain], "python")
     if java is None or jar is None:
         missing = "java is not on the PATH" if java is None else "the package pycocoevalcap is not installed"
-        raise FlamingoError(f"{missing}; install it, or choose the tokenizer 'python' and say so with the score")
+        raise FlamingoError(
+            f"{missing}; install it, or choose the tokenizer 'python' and say so with the score"
+        )
     lines = _java_lines(plain, java, jar) if plain else []
     return TokenizedCaptions([_joined(line.rstrip().split(" ")) for line in lines], "java")
 

@@ -17,7 +17,9 @@ def rouge_l_f1(text: str, references: Sequence[str]) -> float:
 
     A word is a run of ASCII letters and digits after lowering; a text without one scores 0.
     """
-    return max(_f1(_OTHER.sub(" ", text.lower()).split(), reference) for reference in require_targets(references))
+    return max(
+        _f1(_OTHER.sub(" ", text.lower()).split(), reference) for reference in require_targets(references)
+    )
 
 
 def _f1(words: list[str], reference: str) -> float:

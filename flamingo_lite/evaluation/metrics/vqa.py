@@ -13,7 +13,7 @@ from flamingo_lite.evaluation.metrics.strings import require_targets
 from flamingo_lite.evaluation.metrics.vqa_words import ARTICLES, CONTRACTIONS, NUMBERS
 from flamingo_lite.names import check_choice
 
-_PUNCTUATION = ";/[]\"{}()=+\\_-><@`,?!"
+_PUNCTUATION = ';/[]"{}()=+\\_-><@`,?!'
 # The published pattern asks with "(?!<=\d)" for what can never stand before a period, and so for nothing.
 _PERIOD = re.compile(r"\.(?!\d)")
 # The published call hands `re.UNICODE`, which is 32, to the place of the count.

@@ -33,4 +33,4 @@ yall'll:y'all'll y'allll:y'all'll yall'd've:y'all'd've y'alld've:y'all'd've y'al
 youd've:you'd've you'dve:you'd've youll:you'll youre:you're youve:you've
 """
 
-CONTRACTIONS = dict(pair.split(":") for pair in _CONTRACTIONS.split())
+CONTRACTIONS = {written: meant for written, _, meant in (p.partition(":") for p in _CONTRACTIONS.split())}
