@@ -23,25 +23,9 @@ from flamingo_lite.evaluation.metrics.rouge import rouge_l_f1
 from tests.parity.metric_references import ANSWERS
 
 WORDS = [
-    "a",
-    "the",
-    "man",
-    "woman",
-    "dog",
-    "cat",
-    "horse",
-    "riding",
-    "sitting",
-    "on",
-    "in",
-    "with",
-    "red",
-    "table",
-    "street",
-    "two",
-    "of",
-    "small",
-]
+    "a", "the", "man", "woman", "dog", "cat", "horse", "riding", "sitting", "on", "in", "with", "red", "table", "street",
+    "two", "of", "small",
+]  # fmt: skip
 
 
 def corpus(images: int, seed: int) -> tuple[list[str], list[list[str]]]:

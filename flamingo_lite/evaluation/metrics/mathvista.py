@@ -5,7 +5,7 @@ wrong and counted: a score by these rules is not the leaderboard's, and is to be
 """
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from flamingo_lite.evaluation.metrics.scored import Scored
@@ -76,7 +76,7 @@ def mathvista_normalise(extraction: str, question: MathVistaQuestion) -> str | N
     return extraction
 
 
-def _converted(convert, text: str) -> str | None:
+def _converted(convert: Callable[[str], int | float], text: str) -> str | None:
     try:
         return str(convert(text))
     except (ValueError, OverflowError):
