@@ -114,9 +114,10 @@ def spread_of(
 ) -> Spread | None:
     """The spread of the mean of `scores`; None for fewer than two clusters."""
     member, generator = numbered(clusters), np.random.default_rng(seed)
-    shared, sets_per_cluster = _shared_sets(member, sets)
+    shared = _shared_sets(member, sets)
+    share_seen = 0.0 if shared is None else _share_seen(member, shared)
     unit = "query"
-    if shared is not None and sets is not None and sets_per_cluster == 1:
+    if shared is not None and sets is not None and share_seen < 0.05:
         # Each query saw one set: the sets are the independent units, and queries are part of them.
         member, shared, unit = numbered(joined_clusters(member.tolist(), sets)), None, "demonstration set"
     count = int(member.max()) + 1
@@ -127,7 +128,7 @@ def spread_of(
     if shared is None:
         draws = _one_way_draws(scores, member, resamples, generator)
         return Spread(value, float(np.sqrt(variance)), count - 1, count, draws, unit)
-    from_sets, noisy = _between_sets(scores, member, shared, sets_per_cluster)
+    from_sets, noisy = _between_sets(scores, member, shared, share_seen)
     total = variance + from_sets
     # Of the sets the noisy variance counts: where chance makes `from_sets` too small, the degrees of freedom
     # would otherwise be too many at the same time (90.8% covered instead of 93.6% with three sets).
@@ -156,19 +157,41 @@ def numbered(labels: Sequence[Hashable]) -> np.ndarray:
     return np.fromiter((index[label] for label in labels), dtype=np.int64, count=len(labels))
 
 
-def _shared_sets(member: np.ndarray, sets: Sequence[Hashable] | None) -> tuple[np.ndarray | None, float]:
-    """1, 2, ... for each demonstration set that serves several clusters, 0 for the others, and how many sets a
-    cluster has seen; None where no set is shared, and where one serves all."""
+def _shared_sets(member: np.ndarray, sets: Sequence[Hashable] | None) -> np.ndarray | None:
+    """1, 2, ... for each demonstration set that serves several clusters, 0 for the others; None where no set is
+    shared, and where one serves all."""
     if sets is None:
-        return None, 1.0
+        return None
     if len(sets) != len(member):
         raise ValueError(f"{len(sets)} demonstration sets for {len(member)} values")
     number = numbered(sets)
     pairs = np.unique(np.stack([number, member]), axis=1)
     is_shared = np.bincount(pairs[0]) > 1
     if number.max() == 0 or not is_shared.any():
-        return None, 1.0
-    return np.where(is_shared, np.cumsum(is_shared), 0)[number], pairs.shape[1] / (int(member.max()) + 1)
+        return None
+    return np.where(is_shared, np.cumsum(is_shared), 0)[number]
+
+
+def _share_seen(member: np.ndarray, shared: np.ndarray) -> float:
+    """How much of the sets' variance is left in residuals from the clusters' means, in products of two clusters.
+
+    For clusters q and r under set s it is 1 - m_qs - m_rs + sum of m_qu m_ru over sets u, where m is the share of
+    a cluster's values under a set: 1 - 1/S where all share S sets, 0 where each saw one.
+    """
+    from scipy.sparse import coo_array
+
+    served = shared > 0
+    shape = (int(member.max()) + 1, int(shared.max()) + 1)
+    cells = (np.ones(int(served.sum())), (member[served], shared[served]))
+    counts = coo_array(cells, shape=shape).tocsr()
+    shares = counts.multiply(1 / np.bincount(member)[:, None]).tocsr()
+    both, squares = counts * shares, counts * counts
+    pairs = (counts.sum(axis=0) ** 2).sum() - squares.sum()
+    taken = 2 * ((both.sum(axis=0) * counts.sum(axis=0)).sum() - (both * counts).sum())
+    given_back = ((shares.T @ counts).power(2)).sum() - (
+        squares.sum(axis=1) * (shares * shares).sum(axis=1)
+    ).sum()
+    return float((pairs - taken + given_back) / pairs)
 
 
 def _between_clusters(deviation: np.ndarray, member: np.ndarray) -> float:
@@ -178,20 +201,20 @@ def _between_clusters(deviation: np.ndarray, member: np.ndarray) -> float:
 
 
 def _between_sets(
-    scores: np.ndarray, member: np.ndarray, shared: np.ndarray, sets_per_cluster: float
+    scores: np.ndarray, member: np.ndarray, shared: np.ndarray, share_seen: float
 ) -> tuple[float, float]:
     """What sharing adds to the variance of the mean: products of residuals of different clusters in one set; and
     the same with those of one cluster, which hold noise too.
 
     Residuals are from the cluster's mean, so that what makes a query hard is no part of it. Each cluster's mean
-    also takes a part of its sets' effects away: hence the factor of `sets_per_cluster`.
+    also takes a part of its sets' effects away: hence `share_seen`.
     """
     residual = scores - (np.bincount(member, weights=scores) / np.bincount(member))[member]
     served = shared > 0
     _, cell = np.unique(np.stack([shared, member])[:, served], axis=1, return_inverse=True)
     by_set = np.bincount(shared[served], weights=residual[served])
     by_cell = np.bincount(cell.ravel(), weights=residual[served])
-    scale = sets_per_cluster / (sets_per_cluster - 1) / len(scores) ** 2
+    scale = 1 / (share_seen * len(scores) ** 2)
     noisy, own = float((by_set**2).sum()), float((by_cell**2).sum())
     return max(0.0, noisy - own) * scale, noisy * scale
 

@@ -127,6 +127,20 @@ def test_where_each_query_sees_one_set_the_sets_are_the_clusters() -> None:
     assert found.ci95 == clustered_bootstrap(scores, sets).ci95
 
 
+def test_where_queries_draw_from_a_pool_of_sets_the_variance_of_sets_is_found() -> None:
+    """Scores that only the set decides: the mean's variance is that of its sets' shares, on average."""
+    generator = np.random.default_rng(0)
+    drawn, expected = [], []
+    for _ in range(40):
+        sets = generator.integers(0, 40, size=(150, 3))
+        scores = generator.normal(size=40)[sets]
+        clusters = np.repeat(np.arange(150), 3).tolist()
+        found = clustered_bootstrap(scores.ravel().tolist(), clusters, 20, sets=sets.ravel().tolist())
+        drawn.append((found.se or 0.0) ** 2)
+        expected.append(((np.bincount(sets.ravel()) / sets.size) ** 2).sum())
+    assert np.mean(drawn) == pytest.approx(np.mean(expected), rel=0.1)
+
+
 def test_sets_of_another_number_than_values_are_refused() -> None:
     with pytest.raises(ValueError, match="1 demonstration sets for 2 values"):
         clustered_bootstrap([0.0, 1.0], [0, 1], sets=["a"])
