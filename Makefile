@@ -5,6 +5,8 @@ PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/.up-to-date
 UV := $(BIN)/uv
+# Processes that share the tests: one a core, of one thread each.
+TESTERS ?= 2
 
 .DEFAULT_GOAL := help
 .PHONY: help setup quickstart test test-slow check format lock
@@ -26,10 +28,10 @@ quickstart: setup  ## shards, training, few-shot evaluation and report, in outpu
 	$(BIN)/flamingo-lite quickstart
 
 test: setup  ## the tests, without those marked slow or gpu
-	$(BIN)/python -m pytest -m "not slow and not gpu"
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(TESTERS) -m "not slow and not gpu"
 
 test-slow: setup  ## all tests that can run on this machine
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest
 
 check: setup  ## style, types, import floors
 	$(BIN)/ruff check .

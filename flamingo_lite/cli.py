@@ -13,6 +13,7 @@ from typing import NoReturn
 
 import flamingo_lite
 from flamingo_lite.commands import (
+    dashboard,
     data_check,
     data_convert,
     data_deny,
@@ -27,7 +28,7 @@ from flamingo_lite.commands import (
     report,
     train,
 )
-from flamingo_lite.errors import FlamingoError
+from flamingo_lite.errors import PREFIX, FlamingoError
 from flamingo_lite.names import unknown
 
 COMMANDS: dict[str, ModuleType] = {
@@ -44,6 +45,7 @@ COMMANDS: dict[str, ModuleType] = {
     "report": report,
     "export": export,
     "plan": plan,
+    "dashboard": dashboard,
 }
 
 # Read when the libraries are imported: no bars for files of a few MB, no warning about forked tokenizers.
@@ -73,7 +75,7 @@ class Parser(argparse.ArgumentParser):
 
 
 def main(words: Sequence[str] | None = None) -> int:
-    """The exit code: 0, 2 for a failure that the user can mend, 130 after Ctrl-C."""
+    """The exit code: 0, 2 for a failure that the user can mend, 130 after Ctrl-C, 143 after SIGTERM."""
     words = list(sys.argv[1:] if words is None else words)
     debug = "--debug" in words
     for name, value in QUIET.items():
@@ -92,8 +94,8 @@ def main(words: Sequence[str] | None = None) -> int:
         line = explain(error)
         if debug or line is None:
             raise
-        print(f"flamingo-lite: {line}", file=sys.stderr)
-        return 2
+        print(f"{PREFIX}{line}", file=sys.stderr)
+        return error.exit_code if isinstance(error, FlamingoError) else 2
 
 
 def explain(error: BaseException) -> str | None:

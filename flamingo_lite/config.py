@@ -5,14 +5,17 @@ YAML in `conf/` only chooses; an unknown key, preset or value is one line with t
 
 import functools
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, fields, is_dataclass
 from pathlib import Path
 from typing import Any
 
 import hydra
 import yaml
+from hydra._internal.hydra import Hydra
 from hydra.core.config_store import ConfigStore
+from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException
@@ -26,6 +29,7 @@ from flamingo_lite.training.plan import PlanConfig
 from flamingo_lite.training.settings import TrainingConfig
 
 SCHEMA = "schema"
+SAVED = "saved"
 
 
 @dataclass
@@ -46,7 +50,8 @@ def conf_directory() -> Path:
 def preset_groups() -> dict[str, list[str]]:
     """{"model": ["flamingo_tiny"], ...}: what may stand in `group=preset`."""
     folders = (folder for folder in sorted(conf_directory().iterdir()) if folder.is_dir())
-    return {folder.name: sorted(path.stem for path in folder.glob("*.yaml")) for folder in folders}
+    found = {folder.name: sorted(path.stem for path in folder.glob("*.yaml")) for folder in folders}
+    return {name: presets for name, presets in found.items() if presets}
 
 
 def load_config(overrides: Sequence[str] = ()) -> Config:
@@ -54,14 +59,22 @@ def load_config(overrides: Sequence[str] = ()) -> Config:
     return as_config(compose(overrides))
 
 
-def compose(overrides: Sequence[str] = ()) -> DictConfig:
-    """What the presets and the overrides come to, before the components have checked their values."""
+def compose(overrides: Sequence[str] = (), file: str | None = None) -> DictConfig:
+    """What the presets and the overrides come to, before the components have checked their values.
+
+    `file`: a config.yaml that a run has saved, in place of the presets.
+    """
     parsed = parse(overrides)
     if swept := next((o for o in parsed if o.is_sweep_override()), None):
         raise FlamingoError(
             f"'{swept.input_line}' gives several values; add -m to run each, or write a list as [1,2]"
         )
-    return _compose([_normalized(override) for override in parsed])
+    if file is not None:
+        _store(file, parsed)
+    with started_hydra(file) as (_, name), one_line_errors():
+        composed = hydra.compose(name, overrides=[normalized(override) for override in parsed])
+        OmegaConf.resolve(composed)
+        return composed
 
 
 def sweep(overrides: Sequence[str]) -> Iterator[tuple[str, list[str]]]:
@@ -103,15 +116,62 @@ def parse(overrides: Sequence[str]) -> list[Override]:
     return parsed
 
 
-def _compose(overrides: list[str]) -> DictConfig:
-    ConfigStore.instance().store(name=SCHEMA, node=_schema())
+def _store(file: str, overrides: Iterable[Override]) -> None:
+    """Makes a saved configuration one that hydra can start from. Errors: `FlamingoError`."""
+    groups = preset_groups()
+    if chosen := next((o for o in overrides if o.key_or_group in groups), None):
+        raise FlamingoError(
+            f"'{chosen.input_line}' chooses a preset, but --config {file} has all settings already; change single ones "
+            f"({chosen.key_or_group}.<name>=...), or leave --config out"
+        )
     try:
-        with hydra.initialize_config_dir(str(conf_directory().absolute()), version_base="1.3"):
-            composed = hydra.compose("config", overrides=overrides)
-        OmegaConf.resolve(composed)
-        return composed
+        saved = OmegaConf.load(file)
+    except (OSError, yaml.YAMLError, UnicodeDecodeError) as error:
+        raise FlamingoError(
+            f"--config {file} cannot be read ({_first_line(error)}); expected the config.yaml of a run"
+        ) from error
+    if not isinstance(saved, DictConfig):
+        raise FlamingoError(f"--config {file} holds no settings; expected the config.yaml of a run")
+    keys, free = _known_keys()
+    for key in _dotted(saved):
+        if key not in keys and not any(key.startswith(f"{prefix}.") for prefix in free):
+            raise unknown(f"setting in {file}:", key, keys)
+    node = OmegaConf.create({"defaults": [SCHEMA, "_self_"], **saved})
+    ConfigStore.instance().store(name=SAVED, node=node)
+
+
+def _dotted(node: DictConfig, prefix: str = "") -> Iterator[str]:
+    for name in node:
+        child = node._get_node(name)
+        yield f"{prefix}{name}"
+        if isinstance(child, DictConfig) and not child._is_none():
+            yield from _dotted(child, f"{prefix}{name}.")
+
+
+@contextmanager
+def started_hydra(file: str | None = None) -> Iterator[tuple[Hydra, str]]:
+    """Hydra on the presets, and what it starts from: config.yaml, or `file` that `compose` has read before."""
+    ConfigStore.instance().store(name=SCHEMA, node=_schema())
+    with hydra.initialize_config_dir(str(conf_directory().absolute()), version_base="1.3"):
+        started = GlobalHydra.instance().hydra
+        assert started is not None
+        yield started, SAVED if file else "config"
+
+
+@contextmanager
+def one_line_errors() -> Iterator[None]:
+    """Hydra's and OmegaConf's errors as one `FlamingoError`."""
+    try:
+        yield
     except (HydraException, OmegaConfBaseException, yaml.YAMLError) as error:
         raise FlamingoError(f"configuration: {_explained(error)}") from error
+
+
+def launcher_settings(launcher: str) -> list[str]:
+    """The names that `hydra.launcher.<name>` has under hydra/launcher=`launcher`; call it within `started_hydra`."""
+    with one_line_errors():
+        composed = hydra.compose("config", [f"hydra/launcher={launcher}"], return_hydra_config=True)
+    return [str(name) for name in composed.hydra.launcher]
 
 
 def _schema() -> DictConfig:
@@ -167,7 +227,7 @@ def _known_keys() -> tuple[list[str], list[str]]:
     return keys, free
 
 
-def _normalized(override: Override) -> str:
+def normalized(override: Override) -> str:
     """Keys of free dictionaries may be named without hydra's "+"."""
     text = override.input_line or ""
     _, free = _known_keys()

@@ -4,6 +4,9 @@ Its message is a single line: what was found, what was expected, what to do. The
 and exit with code 2; everything else that escapes is a bug and keeps its traceback.
 """
 
+PREFIX = "flamingo-lite: "
+"""What the line of a failure begins with in the terminal."""
+
 # Why a sample was not used: the words under which it is counted, in metrics, checks and rejects.jsonl alike. The
 # second half is what only a conversion says, of data that are not shards yet.
 REASONS = {
@@ -35,8 +38,16 @@ REASONS = {
 class FlamingoError(Exception):
     """A failure that the user can mend: bad input, a missing file, a wrong name."""
 
+    exit_code = 2
+
     def __init__(self, message: str) -> None:
         super().__init__(" ".join(message.split()))
+
+
+class Interrupted(FlamingoError):
+    """A signal has stopped the run, which can be continued. The exit code is that of a program ended by SIGTERM."""
+
+    exit_code = 143
 
 
 class SampleError(FlamingoError):

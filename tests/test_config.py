@@ -6,9 +6,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from omegaconf import OmegaConf
 
 from flamingo_lite import config as configuration
-from flamingo_lite.config import Config, compose, load_config, preset_groups, sweep
+from flamingo_lite.config import Config, as_config, compose, load_config, preset_groups, sweep
 from flamingo_lite.errors import FlamingoError
 from flamingo_lite.models.build import build
 from flamingo_lite.models.parts import BACKBONES
@@ -83,7 +84,7 @@ def test_a_wrong_override_is_one_line_that_says_what_would_be_right(override: st
 def test_a_preset_file_with_a_wrong_key_is_one_line(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     for path in configuration.conf_directory().rglob("*.yaml"):
         copy = tmp_path / path.relative_to(configuration.conf_directory())
-        copy.parent.mkdir(exist_ok=True)
+        copy.parent.mkdir(parents=True, exist_ok=True)
         copy.write_text(path.read_text())
     monkeypatch.setattr(configuration, "conf_directory", lambda: tmp_path)
     preset = tmp_path / "stage" / "bridge.yaml"
@@ -114,3 +115,24 @@ def test_the_package_and_its_help_import_no_torch() -> None:
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert found.returncode == 0, found.stderr
     assert "quickstart" in found.stdout
+
+
+def test_a_saved_configuration_runs_again_as_it_is_or_with_changes(tmp_path: Path) -> None:
+    saved = load_config(["stage.steps=7", "model=llava_tiny", "data.directory=there"])
+    file = tmp_path / "config.yaml"
+    file.write_text(OmegaConf.to_yaml(OmegaConf.structured(saved)))
+    assert as_config(compose([], str(file))) == saved
+    changed = as_config(compose(["stage.steps=9"], str(file)))
+    assert changed.stage.steps == 9 and changed.model == saved.model
+
+
+def test_a_saved_configuration_is_refused_by_what_is_wrong_with_it(tmp_path: Path) -> None:
+    file = tmp_path / "config.yaml"
+    with pytest.raises(FlamingoError, match=r"--config .* cannot be read"):
+        compose([], str(file))
+    file.write_text("stage: {stepz: 3}")
+    with pytest.raises(FlamingoError, match=r"stage\.stepz.*stage\.steps"):
+        compose([], str(file))
+    file.write_text("seed: 3")
+    with pytest.raises(FlamingoError, match="'model=llava_tiny' chooses a preset, but --config"):
+        compose(["model=llava_tiny"], str(file))

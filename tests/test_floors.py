@@ -17,6 +17,7 @@ FLOORS = (
     ("evaluation",),
     ("training",),
     ("config",),
+    ("launchers",),
     ("commands",),
     ("cli",),
     ("registration",),

@@ -2,6 +2,7 @@
 
 import argparse
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -15,6 +16,11 @@ def add_config_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--cfg", nargs="?", const="job", metavar="job", help="print the settings of the run, and stop"
     )
+    parser.add_argument(
+        "--config",
+        metavar="FILE",
+        help="start from the config.yaml that a run has saved, not from the presets",
+    )
 
 
 def add_multirun_argument(parser: argparse.ArgumentParser) -> None:
@@ -26,27 +32,45 @@ def add_multirun_argument(parser: argparse.ArgumentParser) -> None:
     )
 
 
+@dataclass(frozen=True)
+class Run:
+    """One run that the arguments ask for. `name`: what sets it apart from the others ("" where it is the only one);
+    `output`: the folder that the runs share."""
+
+    name: str
+    overrides: list[str]
+    config: "Config"
+    output: str
+
+
 def configs(arguments: argparse.Namespace) -> "Iterator[Config]":
-    """The configuration of each run that the arguments ask for: one, or one per combination with -m.
+    """The configuration of each of the `runs`."""
+    return (run.config for run in runs(arguments))
+
+
+def runs(arguments: argparse.Namespace) -> Iterator[Run]:
+    """What the arguments ask for: one run, or one per combination with -m.
 
     A run of several goes to <output>/<what sets it apart>, and reads the shards of the common output.
-    With --cfg they are printed and none is yielded. Errors: `FlamingoError`.
+    With --cfg their settings are printed and none is yielded. Errors: `FlamingoError`.
     """
     from flamingo_lite import config as configuration
 
     if arguments.cfg not in (None, "job"):  # "--cfg key=value": the word after it is an override
         arguments.overrides = [arguments.cfg, *arguments.overrides]
-    if not getattr(arguments, "multirun", False):
-        runs = [("", list(arguments.overrides))]
+    is_sweep = getattr(arguments, "multirun", False)
+    if is_sweep:
+        asked = list(configuration.sweep(arguments.overrides))
     else:
-        runs = list(configuration.sweep(arguments.overrides))
-    for name, overrides in runs:
-        composed = configuration.compose(overrides)
+        asked = [("", list(arguments.overrides))]
+    for name, overrides in asked:
+        composed = configuration.compose(overrides, arguments.config)
+        output = composed.output
         if name:
-            composed.output = f"{composed.output}/{name}"
+            composed.output = f"{output}/{name}"
         # All are checked before the first one runs.
         config = configuration.as_config(composed)
         if arguments.cfg:
             print(configuration.as_yaml(composed), end="")
         else:
-            yield config
+            yield Run(name, overrides, config, output)

@@ -185,7 +185,7 @@ def _data_settings(config: "Config") -> Mapping[str, Any]:
 
 
 def _train_settings(config: "Config") -> Mapping[str, Any]:
-    from flamingo_lite.training.stages import identity
+    from flamingo_lite.training.beginning import identity
 
     return identity(config, {})
 
@@ -198,7 +198,7 @@ def _report_settings(config: "Config") -> Mapping[str, Any]:
     return {}
 
 
-TRAINED = ("flamingo", "last.ckpt", "metrics.csv", "config.yaml", "training.json", "wandb")
+TRAINED = ("flamingo", "checkpoints", "metrics.csv", "config.yaml", "training.json", "wandb")
 STEPS = (
     Step("data", "drawing documents", _make, _data_settings, ("shards",)),
     Step("train", "training the join", _train, _train_settings, TRAINED),

@@ -1,4 +1,5 @@
-"""Writes report.html, one self-contained page, and plots/ from the files of an evaluation and a training."""
+"""Writes self-contained pages from a run's files: training.html (its curves and samples, also while it goes on) and, after
+an evaluation, report.html and plots/."""
 
 import argparse
 from typing import TYPE_CHECKING
@@ -6,7 +7,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from pathlib import Path
 
-SUMMARY = "write report.html and plots/ from a run's files"
+SUMMARY = "write the pages of a run: training.html, report.html"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -24,10 +25,19 @@ def run(arguments: argparse.Namespace) -> None:
 
 
 def report_run(directory: "Path") -> "Path":
-    """Writes the report; its plots also go to the W&B run of the training, where there is one."""
+    """Writes the pages; the plots also go to the W&B run of the training, where there is one.
+
+    The path of report.html, or of training.html where nothing was evaluated.
+    """
     from flamingo_lite.evaluation.report import PLOTS, write_report
+    from flamingo_lite.evaluation.results import RESULTS
+    from flamingo_lite.training.beginning import METRICS
+    from flamingo_lite.training.page import write_page
     from flamingo_lite.training.tracking import continue_run
 
+    page = write_page(directory) if (directory / METRICS).exists() else None
+    if page is not None and not (directory / RESULTS).exists():
+        return page
     path = write_report(directory)
     tracker, step = continue_run(directory)
     with tracker:

@@ -19,7 +19,7 @@ from flamingo_lite.data.manifest import Manifest, Shard, parse_manifest, sha256_
 from flamingo_lite.data.samples import KEY, from_sample
 from flamingo_lite.data.shard_index import index_bytes, sample_offsets
 from flamingo_lite.data.shard_writer import ShardWriter
-from flamingo_lite.data.stores import MANIFEST, LocalStore
+from flamingo_lite.data.stores import MANIFEST, LocalStore, local_directory
 from flamingo_lite.data.tar import Scan, parse, read_stretch, scan
 from flamingo_lite.document import Document
 from flamingo_lite.errors import FlamingoError, SampleError
@@ -80,7 +80,7 @@ def tasks(directory: str | Path, limits: Limits | None = None) -> tuple[list[Tas
 
     Errors: `FlamingoError` for a directory without tars, and a damaged manifest.
     """
-    directory = Path(directory)
+    directory = local_directory(directory)
     if (directory / MANIFEST).is_file():
         store = LocalStore(directory)
         manifest = parse_manifest(store.manifest(), str(directory / MANIFEST), directory)

@@ -65,14 +65,20 @@ def parse_deny_list(lines: Iterable[str], name: str) -> DenyList:
     return DenyList(frozenset(exact), np.array(perceptual, dtype=np.uint64))
 
 
-@lru_cache(maxsize=1)
 def load_deny_list(path: str) -> DenyList:
     """The list in a file. Errors: `FlamingoError` naming a file that cannot be read or is no such list."""
     try:
-        with Path(path).open(encoding="utf-8") as file:
-            return parse_deny_list(file, path)
+        status = Path(path).stat()
+        return _load(path, status.st_size, status.st_mtime_ns)
     except (OSError, UnicodeDecodeError) as error:
         reason = getattr(error, "strerror", None) or "not text"
         raise FlamingoError(
             f"{path}: the deny-list cannot be read ({reason}); make it with `flamingo-lite data deny`"
         ) from error
+
+
+# The size and the time of the last change are here for the cache: a list that has changed is read anew.
+@lru_cache(maxsize=1)
+def _load(path: str, size: int, changed: int) -> DenyList:
+    with Path(path).open(encoding="utf-8") as file:
+        return parse_deny_list(file, path)

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import partial
 
+from flamingo_lite.data.features import FeatureCacheConfig
 from flamingo_lite.data.mixing import SourceConfig
 from flamingo_lite.data.stores import CacheConfig
 from flamingo_lite.document import Document
@@ -27,6 +28,7 @@ class DataConfig:
 
     `families` maps the name of a synthetic family to its weight. `text_twins`: the share of documents in which words
     stand in place of every picture. `workers`: processes; 0 = one per core. `cache`: for shards that are read from far away.
+    `features`: for what a frozen vision encoder computes of each image.
 
     `sources`: what is read in place of `directory`, by name. `shuffle_shards`: shards whose samples are mixed with each
     other. `max_reject_share` (of the documents seen, once those are 1,000) and `max_rejects_in_a_row`: more samples
@@ -41,6 +43,7 @@ class DataConfig:
     seed: int = 0
     workers: int = 0
     cache: CacheConfig = field(default_factory=CacheConfig)
+    features: FeatureCacheConfig = field(default_factory=FeatureCacheConfig)
     sources: dict[str, SourceConfig] = field(default_factory=dict)
     shuffle_shards: int = 8
     max_reject_share: float = 0.01

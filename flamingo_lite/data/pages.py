@@ -22,6 +22,6 @@ def page(template: str, **values: Any) -> bytes:
     return TEMPLATES.get_template(template).render(**values).encode("utf-8", "replace")
 
 
-def data_uri(data: bytes, kind: str) -> str:
-    """The bytes of an image as an address that holds them. `kind`: "png", "jpeg"."""
+def data_uri(data: bytes, kind: str = "png") -> str:
+    """The bytes of an image as an address that holds them. `kind`: "png", "jpeg", "webp"."""
     return f"data:image/{kind};base64,{base64.b64encode(data).decode('ascii')}"

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from flamingo_lite.batch import Batch
 from flamingo_lite.data.batches import Position
+from flamingo_lite.data.features import KnownFeatures
 from flamingo_lite.image_transform import ImageTransform
 
 NO_SOURCE = -1  # the source id of a position that belongs to no document
@@ -41,7 +42,8 @@ class PreparedBatch:
 
     `samples`: the documents of the batch; `rejects`: those that are missing from it; `outcomes`: for all of them in
     the plan's order, whether each was used. `capacity`: the positions that its rows could have held, None where
-    rows are not packed. `position`: where the run stands after this batch, None inside an accumulated step.
+    rows are not packed. `position`: where the run stands after this batch, None inside an accumulated step. `known`:
+    the features of images that a cache has; their pixels are 0.
     """
 
     batch: Batch
@@ -54,6 +56,7 @@ class PreparedBatch:
     capacity: int | None = None
     tokens: int = 0
     position: Position | None = None
+    known: KnownFeatures | None = None
 
     @property
     def documents(self) -> int:
@@ -71,6 +74,7 @@ class PreparedBatch:
             batch=batch,
             source_ids=self.source_ids.to(device, non_blocking=non_blocking),
             loss_weights=None if weights is None else weights.to(device, non_blocking=non_blocking),
+            known=None if self.known is None else self.known.to(device, non_blocking),
         )
 
     def pin_memory(self) -> "PreparedBatch":
@@ -81,4 +85,5 @@ class PreparedBatch:
             batch=self.batch.pin_memory(),
             source_ids=self.source_ids.pin_memory(),
             loss_weights=None if weights is None else weights.pin_memory(),
+            known=None if self.known is None else self.known.pin_memory(),
         )

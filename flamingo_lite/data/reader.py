@@ -12,6 +12,7 @@ from torch.utils.data import Dataset
 from flamingo_lite.batch import IGNORED, NO_IMAGE
 from flamingo_lite.data.batches import Recipe, Slot
 from flamingo_lite.data.encoding import encode_for_training
+from flamingo_lite.data.features import FeatureCache, known_features
 from flamingo_lite.data.lengths import COMMAND
 from flamingo_lite.data.prepared import NO_SOURCE, PreparedBatch, Reject, Used
 from flamingo_lite.data.shards import Shards
@@ -46,6 +47,7 @@ class Reader(Dataset[PreparedBatch | str]):
     """Makes the batch of a recipe: `reader[recipe]`.
 
     `row_tokens`, `row_images`: the budgets of packed rows; without `row_tokens` each document has a row of its own.
+    `features`: images that it has are not decoded.
     An error that stops the run is returned as its message: a DataLoader would bury it in the traceback of a worker.
     """
 
@@ -57,6 +59,7 @@ class Reader(Dataset[PreparedBatch | str]):
         row_tokens: int | None = None,
         row_images: int | None = None,
         draft: bool = False,
+        features: FeatureCache | None = None,
     ) -> None:
         self.sources = list(sources)
         self.processor = processor
@@ -64,6 +67,7 @@ class Reader(Dataset[PreparedBatch | str]):
         self.row_tokens = row_tokens
         self.row_images = row_images
         self.draft = draft
+        self.features = features
 
     def __getitem__(self, index: Recipe) -> PreparedBatch | str:
         try:
@@ -83,7 +87,8 @@ class Reader(Dataset[PreparedBatch | str]):
                 readings[place] = self._encode(row, slot, key, document)
             except SampleError as error:
                 rejects[place] = self._reject(slot, key, error)
-        pixels, failures = self._decode(readings)
+        known = self._known(readings)
+        pixels, failures = self._decode(readings, known)
         for place, error in failures.items():
             reading = readings.pop(place)
             rejects[place] = self._reject(reading.slot, reading.used.key, error)
@@ -94,6 +99,9 @@ class Reader(Dataset[PreparedBatch | str]):
             ends = (slot.start + (slot.tokens or 0) for _, slot in slots)
             batch.capacity = len(recipe.rows) * max(self.row_tokens, *ends, 0)
         batch.position = recipe.position
+        if self.features is not None:
+            ids = [image.id for reading in readings.values() for image in reading.encoded.images]
+            batch.known = known_features(ids, known)
         return batch
 
     def _encode(self, row: int, slot: Slot, key: str, document: Document) -> Reading:
@@ -114,9 +122,19 @@ class Reader(Dataset[PreparedBatch | str]):
             )
         return Reading(row, slot, encoded, Used(source.name, shard, key))
 
-    def _decode(self, readings: Mapping[int, Reading]) -> tuple[torch.Tensor, dict[int, SampleError]]:
+    def _known(self, readings: Mapping[int, Reading]) -> dict[str, torch.Tensor]:
+        """The features that the cache has, by image id."""
+        if self.features is None:
+            return {}
+        ids = {image.id for reading in readings.values() for image in reading.encoded.images}
+        found = {image_id: self.features.get(image_id) for image_id in sorted(ids)}
+        return {image_id: features for image_id, features in found.items() if features is not None}
+
+    def _decode(
+        self, readings: Mapping[int, Reading], known: Mapping[str, torch.Tensor]
+    ) -> tuple[torch.Tensor, dict[int, SampleError]]:
         """The images, as `ImageTransform.levels`, of all documents that are whole, in order; and what is wrong with the
-        others."""
+        others. Those whose features are known are left blank."""
         transform = self.processor.image_transform
         images = sum(len(reading.encoded.images) for reading in readings.values())
         pixels = torch.empty(images, 3, *transform.size, dtype=torch.uint8)
@@ -125,7 +143,10 @@ class Reader(Dataset[PreparedBatch | str]):
         for place, reading in readings.items():
             try:
                 for i, image in enumerate(reading.encoded.images):
-                    pixels[done + i] = transform.levels(image, self.draft)
+                    if known and image.id in known:
+                        pixels[done + i] = 0
+                    else:
+                        pixels[done + i] = transform.levels(image, self.draft)
             except SampleError as error:
                 failures[place] = error
                 continue

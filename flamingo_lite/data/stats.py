@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from flamingo_lite.data.shards import Shards
+from flamingo_lite.data.stores import local_directory
 from flamingo_lite.document import Document, Text, image_format, image_size
 from flamingo_lite.errors import FlamingoError, SampleError
 
@@ -93,7 +94,7 @@ def open_shards(directory: str | Path, sample: int | None) -> Shards:
     """Errors: `FlamingoError` for no shards, for shards without documents, and for a sample below 1."""
     if sample is not None and sample < 1:
         raise FlamingoError(f"{sample} documents cannot be read; expected 1 or more")
-    shards = Shards(directory)
+    shards = Shards(local_directory(directory))
     if not len(shards):
         raise FlamingoError(f"{directory}: the shards hold no documents; expected at least one")
     return shards

@@ -144,10 +144,11 @@ class LocalStore:
             ) from None
 
     def sidecar(self, shard: "Shard") -> bytes | None:
-        try:
-            return (self.directory / f"{shard.name}.idx").read_bytes()
-        except FileNotFoundError:
+        path = self.directory / f"{shard.name}.idx"
+        if not path.is_file():  # a pipe under that name would never end
             return None
+        with path.open("rb") as file:
+            return file.read(8 * (shard.samples + 1) + 1)  # one more tells that it does not fit
 
 
 def open_store(location: str | Path, cache: CacheConfig | None = None) -> Store:
@@ -170,6 +171,15 @@ def open_store(location: str | Path, cache: CacheConfig | None = None) -> Store:
 
     file_system(address, cache)  # what is missing here is better said before the run than in its workers
     return RemoteStore(address, cache)
+
+
+def local_directory(location: str | Path) -> Path:
+    """The directory, for commands that look at shards where they lie. Errors: `FlamingoError` for an address."""
+    if scheme_of(location) is not None:
+        raise FlamingoError(
+            f"{location}: only directories of this machine are looked at; copy the shards to one first"
+        )
+    return Path(location)
 
 
 def check_room(cache: CacheConfig, sources: Iterable[tuple[Store, Sequence["Shard"]]], together: int) -> None:

@@ -4,11 +4,11 @@ A prompt is a pure function of a sample's keys, so nothing of it is stored; its 
 is shown is what the model was given.
 """
 
-import base64
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from flamingo_lite.data.pages import data_uri
 from flamingo_lite.document import Document, Image, Text, image_format
 from flamingo_lite.errors import FlamingoError
 from flamingo_lite.evaluation.grid import Setting, build_prompt
@@ -16,7 +16,6 @@ from flamingo_lite.evaluation.results import prompt_sha
 from flamingo_lite.evaluation.tasks import spoken
 
 Sample = dict[str, Any]
-_MIME = {"jpg": "image/jpeg", "png": "image/png", "webp": "image/webp"}
 
 
 @dataclass(frozen=True)
@@ -108,8 +107,7 @@ def _pieces(document: Document | None) -> tuple[Piece, ...]:
 
 
 def _data_uri(image: Image) -> str:
-    mime = _MIME[image_format(image.data) or "png"]
-    return f"data:{mime};base64,{base64.b64encode(image.data).decode('ascii')}"
+    return data_uri(image.data, {"jpg": "jpeg", "webp": "webp"}.get(image_format(image.data) or "", "png"))
 
 
 def _title(sample: Sample) -> str:

@@ -178,7 +178,7 @@ def training_curves(curves: Mapping[str, Series], path: Path | None = None) -> F
             _training_line(panel, curves[name], smooth=name != "learning_rate")
             if name == "loss" and min(curves[name].values) > 0:
                 panel.set_yscale("log")
-                _plain_log_axis(panel)
+                plain_log_axis(panel)
             else:
                 panel.set_ylim(bottom=0)
     return save(figure, path)
@@ -262,7 +262,7 @@ def _percent_axis(panel: Axes) -> None:
     panel.yaxis.set_major_formatter(lambda value, position: f"{value:.0%}")
 
 
-def _plain_log_axis(panel: Axes) -> None:
+def plain_log_axis(panel: Axes) -> None:
     """1-2-5 ticks written as plain numbers: losses span few decades, where "10^0" alone says nothing."""
     low, high = panel.get_ylim()
     decades = range(int(np.floor(np.log10(low))), int(np.ceil(np.log10(high))) + 1)

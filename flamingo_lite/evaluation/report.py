@@ -4,7 +4,6 @@ Everything that came from a model or a file is escaped by the template; the page
 anything.
 """
 
-import base64
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -14,6 +13,7 @@ from typing import Any, cast
 import jinja2
 from matplotlib.figure import Figure
 
+from flamingo_lite.data.pages import data_uri
 from flamingo_lite.errors import FlamingoError
 from flamingo_lite.evaluation import plots
 from flamingo_lite.evaluation.conditions import CONDITIONS
@@ -65,7 +65,7 @@ def write_report(
         for name, figure in training_figures(curves).items()
     }
     page = (
-        _environment()
+        page_environment()
         .get_template("report.html.jinja")
         .render(
             sections=sections,
@@ -157,10 +157,11 @@ def _saved(figure: Figure, path: Path) -> str:
     """Writes the figure and returns it as a data URI: what is on the page is what is in the folder."""
     data = plots.png(figure)
     write_atomically(path, data)
-    return f"data:image/png;base64,{base64.b64encode(data).decode('ascii')}"
+    return data_uri(data)
 
 
-def _environment() -> jinja2.Environment:
+def page_environment() -> jinja2.Environment:
+    """Templates of pages: everything that comes from a model or a file is escaped."""
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("flamingo_lite.evaluation"),
         autoescape=True,

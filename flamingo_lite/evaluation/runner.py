@@ -39,14 +39,14 @@ class Generate(Protocol):
 def evaluate(
     generate: Generate,
     config: EvaluationConfig,
-    directory: str | Path,
+    directory: str | Path | None,
     *,
     model: str = "flamingo",
     checkpoint_sha: str | None = None,
     model_info: Mapping[str, Any] | None = None,
     progress: Progress | None = None,
 ) -> dict[str, Any]:
-    """Writes `results.json` and `samples.jsonl` into `directory` and returns the results.
+    """Writes `results.json` and `samples.jsonl` into `directory`, unless it is None, and returns the results.
 
     `generate` is called once per task and split, so that a generator which encodes each distinct image of a
     call once encodes each image once. The same texts give the same bytes. Errors: `FlamingoError` as the
@@ -86,8 +86,9 @@ def evaluate(
     }
     # The samples come first: results without them cannot be checked, samples without results can be summed up
     # again.
-    write_samples(_in_order(scored.values()), Path(directory))
-    write_results(results, Path(directory))
+    if directory is not None:
+        write_samples(_in_order(scored.values()), Path(directory))
+        write_results(results, Path(directory))
     return results
 
 

@@ -19,7 +19,7 @@ from flamingo_lite.models.connector import ConnectorConfig, build_connector
 from flamingo_lite.models.fusion import FusionConfig
 from flamingo_lite.models.language import LanguageConfig, load_language, load_tokenizer
 from flamingo_lite.models.model import VisionLanguageModel
-from flamingo_lite.models.parts import on_meta_device
+from flamingo_lite.models.parts import cast_parameters, on_meta_device
 from flamingo_lite.models.vision import (
     VisionConfig,
     VisionEncoder,
@@ -75,9 +75,9 @@ def build(model_config: ModelConfig | Mapping[str, Any] | DictConfig | None = No
         new_tokens=tokens,
         dtype=language.dtype,
     )
-    model = VisionLanguageModel(outer, vision=vision.to(language.dtype), language=language)
-    # transformers decorates `to` in a way that hides its bound `self`.
-    return model.to(language.dtype)  # pyrefly: ignore[bad-argument-type]
+    model = VisionLanguageModel(outer, vision=vision, language=language)
+    cast_parameters(model, language.dtype)
+    return model
 
 
 def build_processor(

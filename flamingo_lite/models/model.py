@@ -157,6 +157,7 @@ class VisionLanguageModel(PreTrainedModel, GenerationMixin):
         logits_to_keep: int | Tensor = 0,
         num_items: Tensor | int | None = None,
         loss_weights: Tensor | None = None,
+        vision_features: Tensor | None = None,
         **kwargs: Any,
     ) -> VisionLanguageOutput:
         """`.loss` and `.logits` (b t v); the fields of `Batch` are described in design.md, section 4.
@@ -164,17 +165,20 @@ class VisionLanguageModel(PreTrainedModel, GenerationMixin):
         In training with labels the loss is computed in chunks and `.logits` is None. `loss_weights` (b t) of the
         labels: the loss is sum(weight * cross-entropy) / `num_items`, the number of trained tokens over all ranks and
         accumulation steps; by default the sum of this batch's weights, or its number of trained tokens.
-        `media`: images encoded before, in place of `pixel_values`. Raises FlamingoError for a media
+        `media`: images encoded before, in place of `pixel_values`; `vision_features` (m p d): what `patch_features` gave
+        of them. Raises FlamingoError for a media
         index or `<image>` marks that do not fit the images, and for packing where the language model cannot
         keep documents apart.
         """
         if media_index is None:
             media_index = torch.full_like(input_ids, -1)
         if media is None:
-            media = self._images(pixel_values, media_index, connector_text_ids, connector_text_mask)
+            images = pixel_values if vision_features is None else vision_features
+            media = self._images(images, media_index, connector_text_ids, connector_text_mask)
         else:
             check_media_index(media_index, len(media), exact=False)
-        tokens = media.tokens(self.encode_images)
+        is_seen = vision_features is not None and len(vision_features) > 0
+        tokens = media.tokens(self.connector if is_seen else self.encode_images)
         seen = Media(media, tokens, media_index, media_first, is_packed=segment_ids is not None)
         past = past_key_values if cache is None else cache  # the two names that transformers has for it
         inputs = self._text_inputs(input_ids, attention_mask, position_ids, segment_ids, past)
@@ -206,10 +210,13 @@ class VisionLanguageModel(PreTrainedModel, GenerationMixin):
         """(m c h w) -> media tokens (m n d). Without gradient through a vision encoder that does not
         train. `text`: ids and mask (m s) of what the connector reads beside each image, if it reads any.
         """
+        return self.connector(self.patch_features(pixel_values), *text)
+
+    def patch_features(self, pixel_values: Tensor) -> Tensor:
+        """(m c h w) -> what the vision encoder gives (m p d), all that a connector reads of an image."""
         trains = any(p.requires_grad for p in self.vision.parameters())
         with torch.set_grad_enabled(trains and torch.is_grad_enabled()):
-            patches = self.vision(pixel_values.to(next(self.vision.parameters()).dtype))
-        return self.connector(patches, *text)
+            return self.vision(pixel_values.to(next(self.vision.parameters()).dtype))
 
     def _images(
         self,

@@ -85,6 +85,24 @@ def keep_weights(module: nn.Module) -> None:
         setattr(part, INITIALISED, True)
 
 
+def cast_parameters(module: nn.Module, dtype: torch.dtype) -> None:
+    """To one type, and with the parameters the buffers that are saved.
+
+    Others stay: rotary tables, rounded, would turn distant positions by other angles.
+    """
+    for part in module.modules():
+        for name, buffer in part._buffers.items():
+            if (
+                buffer is not None
+                and buffer.is_floating_point()
+                and name not in part._non_persistent_buffers_set
+            ):
+                part._buffers[name] = buffer.to(dtype)
+    for parameter in module.parameters():
+        if parameter.is_floating_point():
+            parameter.data = parameter.data.to(dtype)
+
+
 def restore_buffers(module: nn.Module, build: Callable[[], nn.Module]) -> None:
     """Give `module` the buffers that no file holds (rotary tables, say), from one that `build` makes anew.
 

@@ -22,6 +22,7 @@ from flamingo_lite.models.adapters import (
     quantize_adapted,
 )
 from flamingo_lite.names import check_choice, nearest
+from flamingo_lite.nn.whole import whole
 
 ADAPTERS = ("lora", "qlora")
 MODES = ("frozen", "full", *ADAPTERS, "bias_norm", "new_rows")
@@ -335,5 +336,5 @@ def frozen_sha256(model: nn.Module) -> dict[str, str]:
             continue
         digest = digests.setdefault(name.split(".")[0], hashlib.sha256())
         digest.update(f"{name} {parameter.dtype} {tuple(parameter.shape)}".encode())
-        digest.update(parameter.detach().cpu().reshape(-1).view(torch.uint8).numpy().tobytes())
+        digest.update(whole(parameter.detach()).cpu().reshape(-1).view(torch.uint8).numpy().tobytes())
     return {part: digest.hexdigest() for part, digest in digests.items()}

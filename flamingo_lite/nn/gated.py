@@ -21,6 +21,7 @@ from flamingo_lite.nn.cache import MediaCache
 from flamingo_lite.nn.feed_forward import FEED_FORWARDS
 from flamingo_lite.nn.masks import MediaLayout, PreviousLayout
 from flamingo_lite.nn.sizes import check_optional_sizes, check_sizes
+from flamingo_lite.nn.whole import whole
 
 PLACES: dict[str, Callable[[int, int], bool]] = {
     "end": lambda layer, every: (layer + 1) % every == 0,
@@ -120,10 +121,15 @@ def gated(x: Tensor, update: Tensor, gate: Tensor) -> Tensor:
     return x + gate.tanh() * update
 
 
+def opened(gate: Tensor) -> Tensor:
+    """How far a gate is open, a scalar on its device: tanh of a scalar one, the root mean square of a vector's tanh."""
+    tanh = whole(gate.detach()).float().tanh()
+    return tanh.squeeze() if tanh.numel() == 1 else tanh.square().mean().sqrt()
+
+
 def gate_value(gate: Tensor) -> float:
-    """How far a gate is open: tanh of a scalar one, the root mean square of a vector's tanh."""
-    opened = gate.detach().float().tanh()
-    return opened.item() if opened.numel() == 1 else opened.square().mean().sqrt().item()
+    """`opened` as a number."""
+    return opened(gate).item()
 
 
 class CrossAttention(nn.Module):
@@ -149,9 +155,13 @@ class CrossAttention(nn.Module):
         )
         return _normed(key, self.norm_key).contiguous(), value.contiguous()
 
-    def forward(self, x: Tensor, key: Tensor, value: Tensor, layout: MediaLayout | PreviousLayout) -> Tensor:
+    def query(self, x: Tensor) -> Tensor:
+        """Text (b t d) -> normed queries (b t h e)."""
         query = rearrange(self.to_q(self.norm(x)), "b t (h e) -> b t h e", h=self.heads)
-        query = _normed(query, self.norm_query)
+        return _normed(query, self.norm_query)
+
+    def forward(self, x: Tensor, key: Tensor, value: Tensor, layout: MediaLayout | PreviousLayout) -> Tensor:
+        query = self.query(x)
         return self.to_out(rearrange(attend(query, key, value, layout), "b t h e -> b t (h e)"))
 
 

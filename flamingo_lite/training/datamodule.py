@@ -15,6 +15,7 @@ from torch.utils.data import DataLoader
 
 from flamingo_lite.data.batches import Packing, Plan, Position, Recipe, rows_each, share
 from flamingo_lite.data.encoding import source_template
+from flamingo_lite.data.features import FeatureCache
 from flamingo_lite.data.lengths import Lengths, Measure, Progress, index_lengths
 from flamingo_lite.data.make import DataConfig, available_cores
 from flamingo_lite.data.manifest import Manifest
@@ -23,7 +24,7 @@ from flamingo_lite.data.order import Numbers
 from flamingo_lite.data.prepared import PreparedBatch
 from flamingo_lite.data.reader import Reader, Source
 from flamingo_lite.data.shards import Shards
-from flamingo_lite.data.stores import open_store
+from flamingo_lite.data.stores import check_room, open_store
 from flamingo_lite.errors import FlamingoError
 from flamingo_lite.evaluation.results import sha256_of_json
 from flamingo_lite.processing import VisionLanguageProcessor
@@ -42,11 +43,17 @@ def source_configs(data: DataConfig) -> dict[str, SourceConfig]:
 
 
 def open_sources(data: DataConfig) -> dict[str, Shards]:
-    """The shards of each source; reads their manifests. Errors: `FlamingoError` for a source without shards."""
-    return {
+    """The shards of each source; reads their manifests.
+
+    Errors: `FlamingoError` for a source without shards, and a cache that cannot hold those read at a time.
+    """
+    opened = {
         name: Shards(open_store(source.directory, data.cache))
         for name, source in source_configs(data).items()
     }
+    read = [(shards.store, shards.manifest.shards) for shards in opened.values()]
+    check_room(data.cache, read, data.shuffle_shards)
+    return opened
 
 
 def shards_sha256(manifest: Manifest) -> str:
@@ -74,8 +81,10 @@ class ShardDataModule(lightning.LightningDataModule):
         workers: int = 0,
         output: Path | None = None,
         progress: Progress | None = None,
+        features: FeatureCache | None = None,
     ) -> None:
         super().__init__()
+        self.features = features
         self.data, self.stage, self.processor, self.seed = data, stage, processor, seed
         self.max_length, self.accumulate, self.workers = max_length, accumulate, workers
         configs = source_configs(data)
@@ -97,7 +106,9 @@ class ShardDataModule(lightning.LightningDataModule):
         budgets = (self.packing.tokens, self.packing.images) if self.packing else (None, None)
         return Unburied(
             DataLoader(
-                Reader(self.sources, self.processor, self.max_length, *budgets, self.data.draft),
+                Reader(
+                    self.sources, self.processor, self.max_length, *budgets, self.data.draft, self.features
+                ),
                 batch_size=None,
                 sampler=Recipes(self.plan, self.position, self.steps, rank, ranks, self.accumulate),
                 num_workers=self.workers,

@@ -4,8 +4,10 @@ The loss of an optimizer step is the (weighted) sum over its trained-on tokens d
 over all ranks and accumulated batches: a batch of long answers weighs more than one of short ones.
 """
 
-from collections.abc import Mapping
+import math
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from signal import SIGTERM, SIGUSR1, Signals
 from typing import Any
 
 import lightning.pytorch as lightning
@@ -13,38 +15,76 @@ import torch
 from torch import Tensor, nn
 
 from flamingo_lite.batch import IGNORED
+from flamingo_lite.data.features import FeatureCache
 from flamingo_lite.data.prepared import PreparedBatch
 from flamingo_lite.errors import FlamingoError
 from flamingo_lite.models.model import VisionLanguageModel
 from flamingo_lite.models.policy import frozen_sha256
+from flamingo_lite.nn.whole import whole
+from flamingo_lite.training.features import complete
 from flamingo_lite.training.optim import OptimizerConfig, build_optimizer
+from flamingo_lite.training.ranks import Ranks
+from flamingo_lite.training.sharding import local
+from flamingo_lite.training.skipping import Part, SkippedSteps
 
-RANDOM_STATE = "random_state"
+RANDOM_STATES = "random_states"
 FROZEN_HASHES = "frozen_sha256"
+SKIPPED = "skipped_steps"
+
+SIGNALS = (SIGTERM, SIGUSR1)
+"""Those that ask a run to save and stop."""
 
 
 @dataclass
 class StepReport:
-    """What one optimizer step did. `loss` and `gradient_norm` stay on the device until they are read."""
+    """What one optimizer step did, over all ranks. `signal`: one that asks to stop, if any rank has received it.
 
-    loss: Tensor
-    gradient_norm: Tensor
+    `positions`: of the batches, `tokens`: those that are no padding, `trained`: those that the loss is of.
+    """
+
+    loss: float
+    gradient_norm: float
     learning_rate: float
     samples: int
     tokens: int
+    images: int
+    rows: int
+    positions: int
+    trained: int
+    skipped: bool = False
+    signal: Signals | None = None
 
 
 class TrainingModule(lightning.LightningModule):
-    """Trains `model` for `steps` optimizer steps of `accumulate` batches each; `report` is the last one's."""
+    """Trains `model` for `steps` optimizer steps of `accumulate` batches each.
+
+    `report` is the last step's, None while a step is unfinished. `notes` go into each checkpoint as they are.
+    `on_gradients` is called once per step, when gradients are whole and not clipped yet.
+    """
 
     def __init__(
-        self, model: VisionLanguageModel, optimizer: OptimizerConfig, steps: int, accumulate: int = 1
+        self,
+        model: VisionLanguageModel,
+        optimizer: OptimizerConfig,
+        steps: int,
+        accumulate: int = 1,
+        features: FeatureCache | None = None,
+        *,
+        ranks: Ranks,
+        skipped: SkippedSteps,
+        notes: Mapping[str, Any],
     ) -> None:
         super().__init__()
         self.model = model
+        self.features = features
         self.optimizer_config = optimizer
         self.steps = steps
         self.accumulate = accumulate
+        self.ranks = ranks
+        self.skipped = skipped
+        self.notes = dict(notes)
+        self.on_gradients: Callable[[torch.optim.Optimizer], None] = lambda optimizer: None
+        self.signal: Signals | None = None
         self.report: StepReport | None = None
         # Frozen parameters are not in the checkpoint; `check_resumable` sees that nothing else is missing.
         self.strict_loading = False
@@ -52,17 +92,26 @@ class TrainingModule(lightning.LightningModule):
         self._random_state: dict[str, Tensor] | None = None
         self._clear()
 
-    def training_step(self, prepared: PreparedBatch, batch_index: int) -> Tensor:
+    def training_step(self, prepared: PreparedBatch, batch_index: int) -> dict[str, Tensor]:
+        """The summed loss, which Lightning differentiates, and `token_losses` (b t) for whoever looks on."""
+        self.report = None
         batch, weights = prepared.batch, prepared.loss_weights
         is_trained = batch.labels[:, 1:] != IGNORED
         tokens = is_trained.sum() if weights is None else weights[:, 1:][is_trained].sum()
         # num_items=1 gives the sum; `configure_gradient_clipping` divides by the tokens of the whole step.
-        loss = self.model(**batch, loss_weights=weights, num_items=1).loss
-        self._loss = self._loss.to(loss.device) + loss.detach()
+        features = None
+        if self.features is not None and prepared.known is not None:
+            features = complete(self.model, self.features, prepared.known, batch.pixel_values)
+        found = self.model(**batch, loss_weights=weights, num_items=1, vision_features=features)
+        loss = found.loss
+        self._losses.append(loss.detach())
+        self._sample_names.append(["/".join(sample) for sample in prepared.samples])
         self._trained_tokens = self._trained_tokens.to(loss.device) + tokens
-        self._samples += prepared.documents
-        self._tokens += prepared.tokens
-        return loss
+        self._labels = self._labels.to(loss.device) + is_trained.sum()
+        rows, images = len(batch.labels), len(batch.pixel_values)
+        counts = (prepared.documents, prepared.tokens, images, rows, batch.labels.numel())
+        self._counts = [known + more for known, more in zip(self._counts, counts, strict=True)]
+        return {"loss": loss, "token_losses": found.token_losses}
 
     def configure_gradient_clipping(
         self,
@@ -71,25 +120,58 @@ class TrainingModule(lightning.LightningModule):
         gradient_clip_algorithm: str | None = None,
     ) -> None:
         """Lightning calls this once per optimizer step, gradients unscaled and reduced over the ranks."""
-        totals = torch.stack([self._loss, self._trained_tokens])
-        totals = self.trainer.strategy.reduce(totals, reduce_op="sum")
+        totals = self._totals()
         # A step in which nothing is trained on has a loss of 0, not of nothing over nothing.
-        loss_sum, trained_tokens = totals[0], torch.where(totals[1] > 0, totals[1], 1)
+        trained_tokens = torch.where(totals[1] > 0, totals[1], 1)
         parameters = [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
         # Lightning has divided by the accumulated batches, and DDP by the ranks.
-        scale = self.accumulate * self.trainer.world_size / trained_tokens
+        scale = (self.accumulate * self.ranks.number / trained_tokens).float()
         for parameter in parameters:
             assert parameter.grad is not None
-            parameter.grad.mul_(scale)
+            local(parameter.grad).mul_(scale)
+        self.on_gradients(optimizer)
         limit = self.optimizer_config.gradient_clip or float("inf")
+        norm = whole(nn.utils.clip_grad_norm_(parameters, limit)).to(totals)
+        # The one place in a step that waits for the device.
+        loss, norm, *numbers = torch.stack([totals[0] / trained_tokens, norm, *totals[2:]]).tolist()
+        trained, samples, tokens, images, rows, positions, *signals = map(round, numbers)
+        received = [number for number, count in zip(SIGNALS, signals, strict=True) if count]
         self.report = StepReport(
-            loss=loss_sum / trained_tokens,
-            gradient_norm=nn.utils.clip_grad_norm_(parameters, limit),
+            loss=loss,
+            gradient_norm=norm,
             learning_rate=optimizer.param_groups[0]["lr"],
-            samples=self._samples * self.trainer.world_size,
-            tokens=self._tokens * self.trainer.world_size,
+            samples=samples,
+            tokens=tokens,
+            images=images,
+            rows=rows,
+            positions=positions,
+            trained=trained,
+            # A loss scale that was too large makes infinite gradients, and is made smaller by the scaler.
+            skipped=not (math.isfinite(loss) and (math.isfinite(norm) or self._has_scaler())),
+            signal=received[0] if received else None,
         )
+        if self.report.skipped:
+            # The optimizer leaves out what has no gradient: neither weights nor moments move.
+            optimizer.zero_grad(set_to_none=True)
+            parts = zip(self._losses, self._sample_names, strict=True)
+            mine = [Part(part.item(), names, self.ranks.rank) for part, names in parts]
+            self.skipped.add(self.trainer.global_step + 1, norm, mine)
         self._clear()
+
+    def _totals(self) -> Tensor:
+        """Over all ranks: the summed loss, what it is divided by, `trained` to `positions` of a `StepReport`, and who
+        received which signal.
+        """
+        asked = [self.signal is number for number in SIGNALS]
+        device = self._trained_tokens.device
+        kind = torch.float32 if device.type == "mps" else torch.float64
+        counts = torch.tensor([*self._counts, *asked], dtype=kind, device=device)
+        sums = [torch.stack(self._losses).sum(), self._trained_tokens, self._labels]
+        sums = torch.stack([value.to(kind) for value in sums])
+        return self.trainer.strategy.reduce(torch.cat([sums, counts]), reduce_op="sum")
+
+    def _has_scaler(self) -> bool:
+        return getattr(self.trainer.precision_plugin, "scaler", None) is not None
 
     def configure_optimizers(self) -> Any:
         policy = self.model.config.policy
@@ -105,20 +187,30 @@ class TrainingModule(lightning.LightningModule):
         # Only now: building the data loader and its workers draws from the same generators.
         if self._random_state is not None:
             _set_random_state(self._random_state)
+        elif self.ranks.rank:  # ranks are seeded alike, and are to drop different things
+            torch.manual_seed(torch.initial_seed() + 1_000_003 * self.ranks.rank + self.trainer.global_step)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         trainable = trainable_names(self)
         checkpoint["state_dict"] = {k: v for k, v in checkpoint["state_dict"].items() if k in trainable}
         checkpoint[FROZEN_HASHES] = self.frozen_hashes
-        checkpoint[RANDOM_STATE] = _get_random_state()
+        checkpoint[RANDOM_STATES] = self.ranks.gather(_get_random_state())
+        checkpoint[SKIPPED] = self.skipped.count
+        checkpoint |= self.notes
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         check_resumable(checkpoint, trainable_names(self), self.frozen_hashes)
-        self._random_state = checkpoint[RANDOM_STATE]
+        self.skipped.count = checkpoint[SKIPPED]
+        states = checkpoint[RANDOM_STATES]
+        # A rank that the run did not have before goes on from its own seed.
+        self._random_state = states[self.ranks.rank] if self.ranks.rank < len(states) else None
 
     def _clear(self) -> None:
-        self._loss, self._trained_tokens = torch.zeros(()), torch.zeros(())
-        self._samples = self._tokens = 0
+        self._losses: list[Tensor] = []
+        self._sample_names: list[list[str]] = []
+        self._trained_tokens = torch.zeros(())
+        self._labels = torch.zeros((), dtype=torch.int64)
+        self._counts = [0, 0, 0, 0, 0]  # samples, tokens, images, rows, positions
 
 
 def trainable_names(module: nn.Module) -> set[str]:

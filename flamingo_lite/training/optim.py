@@ -1,4 +1,4 @@
-"""AdamW over the trainable parameters, with linear warmup and cosine decay in optimizer steps.
+"""AdamW over the trainable parameters, with linear warmup and cosine or linear decay in optimizer steps.
 
 Schedule lengths come from the config alone: asking the trainer for its estimate builds the data loader too
 early, and a restored loader state would be lost.
@@ -15,19 +15,26 @@ from torch import nn
 
 from flamingo_lite.errors import FlamingoError
 from flamingo_lite.models.policy import decide
+from flamingo_lite.names import check_choice
 
 # Learned vectors that stand for something (queries, embeddings, positions) have no reason to shrink to 0.
 UNDECAYED = ("latents", "new_rows", "embed", "position")
 
+DECAYS = ("cosine", "linear")
 KINDS = ("matrices", "vectors", "gates")
 
 
 @dataclass
 class OptimizerConfig:
-    """AdamW and its schedule. `gate_factor` multiplies the learning rate of the tanh gates alone."""
+    """AdamW and its schedule. `gate_factor` multiplies the learning rate of the tanh gates alone.
+
+    After `warmup_steps` the rate falls by `decay` ("cosine" or "linear") to `final_fraction` of its peak, and stays
+    constant where that is 1.
+    """
 
     learning_rate: float = 1e-3
     final_fraction: float = 0.1
+    decay: str = "cosine"
     warmup_steps: int = 50
     weight_decay: float = 0.05
     betas: list[float] = field(default_factory=lambda: [0.9, 0.95])
@@ -36,6 +43,7 @@ class OptimizerConfig:
     gradient_clip: float = 1.0
 
     def __post_init__(self) -> None:
+        check_choice("value of optimizer.decay:", self.decay, DECAYS)
         for name in ("learning_rate", "epsilon", "gate_factor"):
             if not getattr(self, name) > 0:
                 raise FlamingoError(f"optimizer.{name} is {getattr(self, name)}; expected a number above 0")
@@ -48,15 +56,18 @@ class OptimizerConfig:
             raise FlamingoError(f"optimizer.betas is {list(self.betas)}; expected two numbers in [0, 1)")
 
 
-def learning_rate_factor(step: int, steps: int, warmup_steps: int, final_fraction: float) -> float:
-    """The share of the peak learning rate at `step` (0-based) of `steps`: linear up, then a half cosine.
+def learning_rate_factor(
+    step: int, steps: int, warmup_steps: int, final_fraction: float, decay: str = "cosine"
+) -> float:
+    """The share of the peak learning rate at `step` (0-based) of `steps`: linear up, then a half cosine or a line.
 
     The first step is not wasted on a rate of 0, and the last one runs at `final_fraction`.
     """
     if step < warmup_steps:
         return (step + 1) / warmup_steps
     done = min(1.0, (step - warmup_steps) / max(1, steps - 1 - warmup_steps))
-    return final_fraction + (1 - final_fraction) * 0.5 * (1 + math.cos(math.pi * done))
+    left = 1 - done if decay == "linear" else 0.5 * (1 + math.cos(math.pi * done))
+    return final_fraction + (1 - final_fraction) * left
 
 
 def parameter_groups(
@@ -108,6 +119,7 @@ def build_optimizer(
         steps=steps,
         warmup_steps=config.warmup_steps,
         final_fraction=config.final_fraction,
+        decay=config.decay,
     )
     return optimizer, torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
 

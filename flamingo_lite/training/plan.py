@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any
 
 import torch
 from torch import nn
@@ -19,6 +18,7 @@ from flamingo_lite.models.language import context_length, decoder_layers
 from flamingo_lite.models.model import VisionLanguageModel
 from flamingo_lite.models.policy import PARTS, part_of
 from flamingo_lite.names import check_choice
+from flamingo_lite.training.precision import checkpoint_activations, hold
 from flamingo_lite.training.settings import TrainingConfig
 from flamingo_lite.training.trial import StepShape, Trial, run_trial
 
@@ -114,7 +114,8 @@ def make_plan(config: TrainingConfig, plan: PlanConfig) -> Plan:
 
     Raises FlamingoError for an architecture that is not known without its files, and for rows that cannot be.
     """
-    model = meta_model(config.model, plan.checkpointing)
+    model = meta_model(config.model, plan.checkpointing or config.trainer.checkpoint_activations)
+    hold(model, config.trainer.precision, config.trainer.frozen_dtype)
     limit = context_length(model.language.config)
     length = plan.length or config.stage.max_length or min(limit or DEFAULT_LENGTH, DEFAULT_LENGTH)
     if limit is not None and length > limit:
@@ -153,9 +154,7 @@ def meta_model(config: ModelConfig, checkpointing: bool = False) -> VisionLangua
     with torch.device("meta"):
         model = build(config).train()
     if checkpointing:
-        # The later name; transformers below 5.20 has the earlier one alone.
-        enable: Any = getattr(model, "activation_checkpointing_enable", model.gradient_checkpointing_enable)
-        enable()
+        checkpoint_activations(model)
     return model
 
 

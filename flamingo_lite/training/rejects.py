@@ -14,6 +14,7 @@ import torch.distributed as distributed
 
 from flamingo_lite.data.prepared import PreparedBatch
 from flamingo_lite.errors import FlamingoError
+from flamingo_lite.evaluation.results import write_atomically
 
 SEEN_FIRST = 1000
 """Documents that are seen before a share of them says anything."""
@@ -125,6 +126,6 @@ def drop_rejects_after(directory: Path, step: int) -> None:
     lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
     kept = [line for line in lines if line.endswith("\n") and json.loads(line)["step"] <= step]
     if kept:
-        path.write_text("".join(kept), encoding="utf-8")
+        write_atomically(path, "".join(kept).encode())
     else:
         path.unlink()

@@ -7,6 +7,7 @@ import torch
 
 from flamingo_lite.data.make import DataConfig
 from flamingo_lite.errors import FlamingoError
+from flamingo_lite.evaluation.grid import EvaluationConfig
 from flamingo_lite.models.build import ModelConfig
 from flamingo_lite.names import check_choice
 from flamingo_lite.training.optim import OptimizerConfig
@@ -15,8 +16,27 @@ from flamingo_lite.training.tracking import WandbConfig
 MODEL = "flamingo"
 """The folder of the saved model in a run's output."""
 
-PRECISIONS = ("32-true", "16-mixed", "bf16-mixed")
+PRECISIONS = ("32-true", "16-mixed", "bf16-mixed", "bf16-true")
+STRATEGIES = ("auto", "ddp", "fsdp2")
+FROZEN_DTYPES: dict[str, tuple[str, ...]] = {
+    "bf16-mixed": ("float32", "bfloat16"),
+    "16-mixed": ("float32", "float16"),
+}
+"""The types that frozen parameters may be held in, by the precisions that leave a choice."""
 RESUME = ("auto", "never")
+
+
+def small_evaluation() -> EvaluationConfig:
+    """A few seconds of few-shot questions: whether demonstrations help yet."""
+    return EvaluationConfig(
+        splits=["test"],
+        styles=["direct"],
+        shots=[0, 4],
+        seeds=[0],
+        conditions=["standard"],
+        queries=50,
+        resamples=200,
+    )
 
 
 @dataclass
@@ -31,7 +51,11 @@ class StageConfig:
     `max_length`; a longer document has a row to itself); `images_per_row`: at most (by default without limit);
     `pack_window`: consecutive documents that are packed together.
     `policy`: what trains, unless empty in place of the model's own policy (model.policy, or that of `start`).
-    `samples`: how many documents the trained model continues for the table in W&B.
+    `samples`: how many documents the model continues for the table of samples, every `samples_every` steps and at the
+    end (0: at the end alone). `evaluate_every`: after how many steps the few-shot `evaluation` is run, and at the end
+    (0: never); neither changes the training. `keep`: how many of the last
+    checkpoints stay, beside the one of the lowest loss. `max_skipped_steps`: a step whose loss or gradient is no
+    number is skipped; one more than these stops the run.
     """
 
     steps: int = 300
@@ -45,39 +69,87 @@ class StageConfig:
     pack_window: int = 1024
     log_every: int = 10
     checkpoint_every: int = 100
+    keep: int = 2
+    max_skipped_steps: int = 10
     samples: int = 8
+    samples_every: int = 0
+    evaluate_every: int = 0
+    evaluation: EvaluationConfig = field(default_factory=small_evaluation)
     policy: dict[str, Any] = field(default_factory=dict)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
 
     def __post_init__(self) -> None:
         for name in (
             *("steps", "epochs", "batch_size", "max_length", "row_length", "images_per_row"),
-            *("pack_window", "log_every", "checkpoint_every"),
+            *("pack_window", "log_every", "checkpoint_every", "keep"),
         ):
             if (value := getattr(self, name)) is not None and value < 1:
                 raise FlamingoError(f"stage.{name} is {value}; expected 1 or more")
+        for name in ("max_skipped_steps", "samples", "samples_every", "evaluate_every"):
+            if getattr(self, name) < 0:
+                raise FlamingoError(f"stage.{name} is {getattr(self, name)}; expected 0 or more")
 
 
 @dataclass
 class TrainerConfig:
     """Where and how it runs. `threads`: 0 = one per core; `workers`: processes that prepare batches.
 
-    A step's rows go through each device in `accumulate` equal parts, one after the other.
+    A step's rows go through each device in `accumulate` equal parts, one after the other. `precision`: 32-true and
+    bf16-true hold and compute all in one type; under the mixed ones what trains is held in float32, and `frozen_dtype`
+    is the type of frozen weights (null: that in which they were loaded). `checkpoint_activations`: decoder layers and
+    blocks are computed again in the backward pass. `compile`: the decoder stack goes through torch.compile.
+    `devices`: of each node, one process each; 0 = as many as torchrun or srun has started, else one. `strategy`: "ddp"
+    (every device holds the model), "fsdp2" (every device holds its share of each layer); "auto" is ddp where there are
+    several. `timeout_minutes`: how long ranks wait for each other before the run ends.
+    `peak_flops`: operations a second that a device could do at most, for the share of it that the model uses; by default
+    NVIDIA's figures for 16 bits, where they are known.
     """
 
     accelerator: str = "auto"
+    devices: int = 0
+    nodes: int = 0
+    strategy: str = "auto"
+    timeout_minutes: float = 30.0
     precision: str = "32-true"
+    frozen_dtype: str | None = None
+    checkpoint_activations: bool = False
+    compile: bool = False
     accumulate: int = 1
     deterministic: bool = True
     threads: int = 0
     workers: int = 1
+    peak_flops: float | None = None
 
     def __post_init__(self) -> None:
         check_choice("value of trainer.accelerator:", self.accelerator, ("auto", "cpu", "cuda", "gpu", "mps"))
         check_choice("value of trainer.precision:", self.precision, PRECISIONS)
-        for name, least in (("accumulate", 1), ("threads", 0), ("workers", 0)):
-            if getattr(self, name) < least:
-                raise FlamingoError(f"trainer.{name} is {getattr(self, name)}; expected {least} or more")
+        if self.frozen_dtype is not None:
+            fitting = FROZEN_DTYPES.get(self.precision, ())
+            if self.frozen_dtype not in fitting:
+                raise FlamingoError(
+                    f"trainer.frozen_dtype is {self.frozen_dtype}; under trainer.precision={self.precision} expected "
+                    f"{' or '.join(('null', *fitting))}"
+                )
+        check_choice("value of trainer.strategy:", self.strategy, STRATEGIES)
+        for name in ("devices", "nodes", "threads", "workers"):
+            if getattr(self, name) < 0:
+                raise FlamingoError(f"trainer.{name} is {getattr(self, name)}; expected 0 or more")
+        if self.accumulate < 1:
+            raise FlamingoError(f"trainer.accumulate is {self.accumulate}; expected 1 or more")
+        if self.peak_flops is not None and not self.peak_flops > 0:
+            raise FlamingoError(f"trainer.peak_flops is {self.peak_flops}; expected more than 0, or null")
+        if not self.timeout_minutes > 0:
+            raise FlamingoError(f"trainer.timeout_minutes is {self.timeout_minutes}; expected more than 0")
+        if self.strategy == "fsdp2" and self.compile:
+            raise FlamingoError(
+                "trainer.strategy=fsdp2 does not go with trainer.compile, which would see layers that are not gathered; "
+                "leave one of them out"
+            )
+        if self.strategy == "fsdp2" and self.precision == "16-mixed":
+            raise FlamingoError(
+                "trainer.strategy=fsdp2 does not go with trainer.precision=16-mixed, whose loss scale would be each "
+                "rank's own; use bf16-mixed, or trainer.strategy=ddp"
+            )
 
 
 @dataclass
@@ -96,6 +168,12 @@ class TrainingConfig:
 
     def __post_init__(self) -> None:
         check_choice("value of resume:", self.resume, RESUME)
+        if self.trainer.strategy == "fsdp2" and self.data.features.directory is not None:
+            raise FlamingoError(
+                "data.features does not go with trainer.strategy=fsdp2: ranks gather the vision encoder together, and one "
+                "that knows its images would leave the others waiting; use trainer.strategy=ddp, or "
+                "data.features.directory=null"
+            )
 
 
 def torch_device(accelerator: str) -> torch.device:

@@ -1,126 +1,135 @@
-"""A stage: one run of training. Data, policy and steps in; a saved model, metrics and a checkpoint out.
-
-A run is defined by what changes its numbers (`identity`). A checkpoint is continued only by the same run, and
-the message says which setting differs.
-"""
+"""A stage: one run of training. Data, policy and steps in; a saved model, metrics and checkpoints out."""
 
 import dataclasses
-import json
 import logging
-import pickle
-import shutil
 import signal
+import threading
 import time
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
+from functools import partial
 from pathlib import Path
-from typing import Any, cast
 
 import lightning.pytorch as lightning
 import torch
-from omegaconf import OmegaConf
 from rich.console import Console
-from torch import nn
 
 from flamingo_lite.checkpoints import io as checkpoints
+from flamingo_lite.data.batches import rows_each
+from flamingo_lite.data.features import FeatureCache
 from flamingo_lite.data.make import available_cores
 from flamingo_lite.data.shards import Shards
 from flamingo_lite.document import Document
-from flamingo_lite.errors import FlamingoError, SampleError
-from flamingo_lite.evaluation.results import write_atomically
+from flamingo_lite.errors import SampleError
 from flamingo_lite.models.build import build, build_processor
 from flamingo_lite.models.language import context_length
 from flamingo_lite.models.model import VisionLanguageModel
 from flamingo_lite.models.policy import apply_policy, frozen_sha256, policy_table
 from flamingo_lite.processing import VisionLanguageProcessor
-from flamingo_lite.training.callbacks import Checkpoint, MetricsFile, Monitor, StepDisplay
+from flamingo_lite.training.asides import Aside, Asides, continued, few_shot
+from flamingo_lite.training.beginning import (
+    METRICS,
+    Beginning,
+    as_yaml,
+    begin,
+    identity,
+    make_ready,
+    write_summary,
+)
+from flamingo_lite.training.callbacks import MetricsFile, StepDisplay
+from flamingo_lite.training.checkpointing import (
+    FOLDER,
+    CheckpointKeeper,
+    Say,
+    VerifiedCheckpointIO,
+)
+from flamingo_lite.training.claim import claimed
 from flamingo_lite.training.datamodule import Counting, ShardDataModule, open_sources, shards_sha256
 from flamingo_lite.training.display import ProgressDisplay
+from flamingo_lite.training.features import open_features
+from flamingo_lite.training.interrupts import StopOnSignal
+from flamingo_lite.training.launch import is_supervised, launch, leave_with_supervisor
+from flamingo_lite.training.lineage import CheckpointLineage, made_model, used_data
 from flamingo_lite.training.measuring import measuring
 from flamingo_lite.training.module import TrainingModule
-from flamingo_lite.training.samples import draw_samples
+from flamingo_lite.training.monitor import Monitor, Sink
+from flamingo_lite.training.parallel import build_trainer, one_line_failures
+from flamingo_lite.training.precision import as_saved, prepare
+from flamingo_lite.training.ranks import Ranks, join, started_ranks
+from flamingo_lite.training.samples import SampleHistory
 from flamingo_lite.training.settings import MODEL, TrainingConfig, torch_device
-from flamingo_lite.training.tracking import Tracker, forget_run
+from flamingo_lite.training.sharding import ShardedStrategy
+from flamingo_lite.training.skipping import FILE as SKIPPED_FILE
+from flamingo_lite.training.skipping import SkippedSteps
+from flamingo_lite.training.tracking import WANDB_RUN, Tracker, WandbConfig
+from flamingo_lite.training.utilization import utilization
 
-CHECKPOINT = "last.ckpt"
-METRICS = "metrics.csv"
-CONFIG = "config.yaml"
-SUMMARY = "training.json"
 
-
-def run_stage(config: TrainingConfig, console: Console | None = None) -> Path:
+def run_stage(
+    config: TrainingConfig, console: Console | None = None, callbacks: Sequence[lightning.Callback] = ()
+) -> Path:
     """Trains, and returns the directory of the saved model.
 
-    Writes into `config.output`: flamingo/ (the model), last.ckpt (to continue from), metrics.csv,
-    config.yaml, wandb/, and training.json, which says at the very end that the run is finished.
-    Errors: `FlamingoError` for shards, a checkpoint or settings that do not fit.
+    Writes into `config.output`: flamingo/ (the model), checkpoints/ (to continue from), metrics.csv, config.yaml,
+    wandb/, and training.json, which says at the very end that the run is finished. With several devices this process
+    starts one for each and waits for them, unless torchrun or srun has started it. `callbacks`: of Lightning, called
+    after ours. Errors: `FlamingoError` for shards, a checkpoint or settings that do not fit.
     """
-    console = console or Console()
+    ranks = started_ranks(config.trainer)
+    if ranks is None:
+        launch(as_yaml(config), config.trainer.devices)
+        return Path(config.output) / MODEL
+    if is_supervised():
+        leave_with_supervisor()
+    console = (console or Console()) if ranks.is_first else Console(quiet=True)
+    join(ranks, config.trainer)
+    with claimed(Path(config.output)) if ranks.is_first else nullcontext():
+        return _run(config, ranks, console, callbacks)
+
+
+def _run(
+    config: TrainingConfig, ranks: Ranks, console: Console, callbacks: Sequence[lightning.Callback]
+) -> Path:
     output = Path(config.output)
     shards = open_sources(config.data)
     defining = identity(config, {name: shards_sha256(s.manifest) for name, s in shards.items()})
-    previous = _previous_run(output) if config.resume == "auto" else {}
-    if previous:
-        check_same_run(previous["identity"], defining, output)
-        if previous["finished"]:
-            console.print(f"{output / MODEL} is trained already; resume=never trains it anew")
-            return output / MODEL
+    # One rank looks, so that all see the same.
+    beginning = ranks.broadcast(begin(config, defining, _saying(console)) if ranks.is_first else Beginning())
+    if beginning.finished:
+        console.print(f"{output / MODEL} is trained already; resume=never trains it anew")
+        return output / MODEL
+    rows_each(
+        config.stage.batch_size, ranks.number, config.trainer.accumulate
+    )  # refuses what does not divide
     started = time.perf_counter()
-    _prepare(config)
+    _prepare(config, ranks)
     model, processor = _start(config)
-    rows = apply_policy(model, model.config.policy)
-    console.print(policy_table(rows, config.stage.optimizer.learning_rate))
-    output.mkdir(parents=True, exist_ok=True)
-    resume_from = output / CHECKPOINT if previous and (output / CHECKPOINT).exists() else None
-    if resume_from is None:
-        _clear(output)
-    _write_json(output / SUMMARY, {"finished": False, "identity": defining})
-    write_atomically(output / CONFIG, OmegaConf.to_yaml(OmegaConf.structured(config)).encode())
-    data = _data(config, shards, model, processor, console)
-    module = TrainingModule(model, config.stage.optimizer, data.steps, config.trainer.accumulate)
-    with Tracker(config.wandb, output, dataclasses.asdict(config)) as tracker:
-        rows = _fit(config, module, data, tracker, resume_from, console)
-        if frozen_sha256(model) != module.frozen_hashes:
+    trains = apply_policy(model, model.config.policy)
+    console.print(policy_table(trains, config.stage.optimizer.learning_rate))
+    features = open_features(
+        config.data.features, model, processor, config.trainer.precision, config.data.draft
+    )
+    data = _data(config, shards, model, processor, ranks, console, features)
+    if ranks.is_first:
+        make_ready(config, defining, beginning)
+    module = _module(config, model, data.steps, ranks, features)
+    with _tracker(config, ranks, console) as tracker:
+        used_data(tracker, {name: its.manifest for name, its in shards.items()})
+        module.notes[WANDB_RUN] = tracker.run_id
+        rows, model = _fit(config, module, data, tracker, beginning, console, callbacks)
+        if frozen_sha256(module.model) != module.frozen_hashes:
             raise RuntimeError("training has changed parameters that the policy freezes: this is a bug")
-        model.eval()
-        checkpoints.save(model, processor, output / MODEL)
-        documents = readable(next(iter(shards.values())))
-        nn.Module.to(model, torch_device(config.trainer.accelerator))
-        samples = draw_samples(model, processor, documents, config.stage.samples)
-        tracker.log_samples(samples, data.steps + 1)
-        figures = {"steps": data.steps, "seconds": time.perf_counter() - started}
-        figures |= {"loss": rows[-1]["loss"]} if rows else {}
+        if not ranks.is_first:
+            return output / MODEL
+        checkpoints.save(as_saved(model), processor, output / MODEL)
+        figures: dict[str, float] = {"steps": data.steps, "seconds": time.perf_counter() - started}
+        figures |= {"loss": rows[-1]["loss"], "skipped_steps": module.skipped.count} if rows else {}
         tracker.summarize(figures)
+        made_model(tracker, output / MODEL, figures)
     done = {"finished": True, "identity": defining, "frozen_sha256": module.frozen_hashes, **figures}
-    _write_json(output / SUMMARY, done)
+    write_summary(output, done)
     return output / MODEL
-
-
-def identity(config: TrainingConfig, shards: Mapping[str, str]) -> dict[str, Any]:
-    """What changes the numbers of a run, as plain JSON: its model, stage, seed, precision and data.
-
-    `shards`: what identifies the shards of each source. On how many devices and in how many parts a step is taken, and
-    by how many workers it is read, changes nothing.
-    """
-    stage = dataclasses.asdict(config.stage)
-    silent = ["log_every", "checkpoint_every", "samples"]
-    # Epochs decide the steps.
-    silent += ["steps"] if config.stage.epochs is not None else []
-    return {
-        "model": dataclasses.asdict(config.model),
-        "stage": {name: value for name, value in stage.items() if name not in silent},
-        "seed": config.seed,
-        "trainer": {"precision": config.trainer.precision},
-        "data": {
-            "shuffle_shards": config.data.shuffle_shards,
-            "draft": config.data.draft,
-            "sources": {
-                name: {key: value for key, value in dataclasses.asdict(source).items() if key != "directory"}
-                for name, source in config.data.sources.items()
-            },
-        },
-        "shards": dict(shards),
-    }
 
 
 def readable(shards: Shards) -> Iterator[Document]:
@@ -132,25 +141,18 @@ def readable(shards: Shards) -> Iterator[Document]:
             continue
 
 
-def check_same_run(before: Mapping[str, Any], now: Mapping[str, Any], output: Path) -> None:
-    """Errors: `FlamingoError` that names the first setting in which the two identities differ."""
-    old, new = _flat(before), _flat(now)
-    for name in sorted(old.keys() | new.keys()):
-        if old.get(name) != new.get(name):
-            raise FlamingoError(
-                f"{output} was trained with {name}={old.get(name)}, now it is {new.get(name)}; "
-                "choose another output=, or start over with resume=never"
-            )
-
-
 def _data(
     config: TrainingConfig,
     shards: Mapping[str, Shards],
     model: VisionLanguageModel,
     processor: VisionLanguageProcessor,
+    ranks: Ranks,
     console: Console,
+    features: FeatureCache | None,
 ) -> ShardDataModule:
-    return ShardDataModule(
+    if not ranks.is_first:  # the first one writes the lengths of documents, which the others read
+        ranks.broadcast(None)
+    data = ShardDataModule(
         shards,
         config.data,
         config.stage,
@@ -160,7 +162,31 @@ def _data(
         accumulate=config.trainer.accumulate,
         workers=config.trainer.workers,
         output=Path(config.output),
+        features=features,
         progress=measuring(console),
+    )
+    if ranks.is_first:
+        ranks.broadcast(None)
+    return data
+
+
+def _module(
+    config: TrainingConfig,
+    model: VisionLanguageModel,
+    steps: int,
+    ranks: Ranks,
+    features: FeatureCache | None,
+) -> TrainingModule:
+    skipped = SkippedSteps(Path(config.output) / SKIPPED_FILE, config.stage.max_skipped_steps, ranks)
+    return TrainingModule(
+        model,
+        config.stage.optimizer,
+        steps,
+        config.trainer.accumulate,
+        features,
+        ranks=ranks,
+        skipped=skipped,
+        notes={"config": as_yaml(config)},
     )
 
 
@@ -169,54 +195,107 @@ def _fit(
     module: TrainingModule,
     data: ShardDataModule,
     tracker: Tracker,
-    resume_from: Path | None,
+    beginning: Beginning,
     console: Console,
-) -> list[dict[str, float]]:
-    output, stage, steps = Path(config.output), config.stage, data.steps
-    done = _steps_of(resume_from) if resume_from else 0
-    if resume_from:
+    callbacks: Sequence[lightning.Callback],
+) -> tuple[list[dict[str, float]], VisionLanguageModel]:
+    """The rows of figures, and the trained model: whole, on the first rank."""
+    output, stage, steps, done = Path(config.output), config.stage, data.steps, beginning.step
+    if beginning.checkpoint:
         console.print(f"resuming {output} at step {done} of {steps}")
     display = ProgressDisplay("training", steps, console, done)
     step_display = StepDisplay(display)
-    sinks = [MetricsFile(output / METRICS, done), tracker.log, step_display]
-    monitor = Monitor(stage.log_every, sinks, data.consumption.columns)
-    # Counting comes first: a row, and a checkpoint, are to know of the batch that has just been trained on.
-    callbacks = [Counting(stage.log_every), monitor, step_display]
-    trainer = lightning.Trainer(
-        accelerator=config.trainer.accelerator,
-        devices=1,
-        precision=cast("Any", config.trainer.precision),
-        max_steps=steps,
-        max_epochs=-1,
-        accumulate_grad_batches=config.trainer.accumulate,
-        deterministic=config.trainer.deterministic,
-        callbacks=[*callbacks, Checkpoint(output / CHECKPOINT, stage.checkpoint_every)],
-        logger=False,
-        default_root_dir=output,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        use_distributed_sampler=False,
+    sinks: list[Sink] = (
+        [MetricsFile(output / METRICS, done), tracker.log, step_display] if module.ranks.is_first else []
     )
+    monitor = _monitor(config, module, data, sinks)
+    asides = _asides(config, module, data, monitor, tracker, done)
+    # A row is due wherever an aside is, to take what it found.
+    monitor.periods += asides.periods
+    monitor.more += [asides.columns]
+    files = VerifiedCheckpointIO()
+    keeper = CheckpointKeeper(output / FOLDER, stage.checkpoint_every, stage.keep, files, _saying(console))
+    # Counting comes first: a row, and a checkpoint, are to know of the batch that has just been trained on.
+    ours = [Counting(stage.log_every), asides, monitor, step_display]
+    lineage = CheckpointLineage(tracker, output / FOLDER, files)
+    trainer = build_trainer(
+        config.trainer,
+        module.ranks,
+        max_steps=steps,
+        callbacks=[*ours, *callbacks, keeper, lineage, StopOnSignal(keeper)],
+        plugins=[files],
+        default_root_dir=output,
+    )
+    with display, one_line_failures(), _interrupts_kept():
+        # weights_only: a checkpoint is never unpickled.
+        trainer.fit(module, datamodule=data, ckpt_path=beginning.checkpoint, weights_only=True)
+    strategy = trainer.strategy
+    return monitor.rows, strategy.assembled() if isinstance(strategy, ShardedStrategy) else module.model
+
+
+def _tracker(config: TrainingConfig, ranks: Ranks, console: Console) -> Tracker:
+    """The first rank's; the others log nothing."""
+    tracking = config.wandb if ranks.is_first else WandbConfig(mode="disabled")
+    settings = dataclasses.asdict(config)
+    return Tracker(tracking, Path(config.output), settings, group=config.name, say=_saying(console))
+
+
+def _monitor(
+    config: TrainingConfig, module: TrainingModule, data: ShardDataModule, sinks: list[Sink]
+) -> Monitor:
+    trainer = config.trainer
+    device = torch_device(trainer.accelerator)
+    return Monitor(
+        [config.stage.log_every],
+        sinks,
+        [source.name for source in data.sources],
+        [data.consumption.columns],
+        utilization(module.model, trainer.precision, device, trainer.peak_flops, module.ranks.number),
+    )
+
+
+def _asides(
+    config: TrainingConfig,
+    module: TrainingModule,
+    data: ShardDataModule,
+    monitor: Monitor,
+    tracker: Tracker,
+    done: int,
+) -> Asides:
+    """What is done beside training; on the first rank it leaves files."""
+    output, stage, is_first = Path(config.output), config.stage, module.ranks.is_first
+    asides: list[tuple[int, Aside]] = []
+    if stage.samples:
+        shards = data.sources[0].shards
+        history = SampleHistory(output, done) if is_first else None
+        look = continued(data.processor, lambda: readable(shards), stage.samples, history, tracker)
+        asides.append((stage.samples_every, look))
+    if stage.evaluate_every:
+        evaluation = few_shot(data.processor, stage.evaluation, output if is_first else None)
+        asides.append((stage.evaluate_every, evaluation))
+    return Asides(asides, module.ranks, monitor.paused)
+
+
+@contextmanager
+def _interrupts_kept() -> Iterator[None]:
+    """Ctrl-C stays what it is: Lightning turns it into an exit, and leaves it switched off."""
     interrupt = signal.getsignal(signal.SIGINT)
-    with display:
-        try:
-            # weights_only: a checkpoint is never unpickled.
-            trainer.fit(module, datamodule=data, ckpt_path=resume_from, weights_only=True)
-        except SystemExit as error:  # Lightning's answer to Ctrl-C
-            raise KeyboardInterrupt from error
-        finally:
+    try:
+        yield
+    except SystemExit as error:
+        raise KeyboardInterrupt from error
+    finally:
+        if threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGINT, interrupt)
-    return monitor.rows
 
 
-def _prepare(config: TrainingConfig) -> None:
+def _prepare(config: TrainingConfig, ranks: Ranks) -> None:
     """Seeds and thread counts, and silence where Lightning would advertise itself."""
     torch_device(config.trainer.accelerator)
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
     warnings.filterwarnings("ignore", module="lightning.*")
     lightning.seed_everything(config.seed, workers=True, verbose=False)
-    torch.set_num_threads(config.trainer.threads or available_cores())
+    torch.set_num_threads(config.trainer.threads or max(1, available_cores() // ranks.devices))
 
 
 def _start(config: TrainingConfig) -> tuple[VisionLanguageModel, VisionLanguageProcessor]:
@@ -226,46 +305,10 @@ def _start(config: TrainingConfig) -> tuple[VisionLanguageModel, VisionLanguageP
         model, processor = build(config.model), build_processor(config.model)
     model.config.policy = config.stage.policy or model.config.policy
     apply_policy(model, model.config.policy)
+    prepare(model, config.trainer)
     return model.train(), processor
 
 
-def _previous_run(output: Path) -> dict[str, Any]:
-    path = output / SUMMARY
-    if not path.exists():
-        return {}
-    try:
-        found = json.loads(path.read_text())
-        return {"finished": bool(found["finished"]), "identity": dict(found["identity"])}
-    except (ValueError, KeyError, TypeError) as error:
-        raise FlamingoError(f"{path} is damaged ({error}); start over with resume=never") from error
-
-
-def _steps_of(checkpoint: Path) -> int:
-    try:
-        return int(torch.load(checkpoint, weights_only=True, map_location="cpu", mmap=True)["global_step"])
-    except (OSError, RuntimeError, EOFError, KeyError, ValueError, pickle.UnpicklingError) as error:
-        raise FlamingoError(
-            f"{checkpoint} is damaged, or no checkpoint of training; start over with resume=never"
-        ) from error
-
-
-def _clear(output: Path) -> None:
-    """Removes what an earlier run left under names that this one will write."""
-    shutil.rmtree(output / MODEL, ignore_errors=True)
-    for name in (CHECKPOINT, METRICS, SUMMARY, CONFIG):
-        (output / name).unlink(missing_ok=True)
-    forget_run(output)
-
-
-def _write_json(path: Path, value: Mapping[str, Any]) -> None:
-    write_atomically(path, (json.dumps(value, indent=1) + "\n").encode())
-
-
-def _flat(value: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for name, item in value.items():
-        if isinstance(item, Mapping):
-            flat |= _flat(item, f"{prefix}{name}.")
-        else:
-            flat[f"{prefix}{name}"] = list(item) if isinstance(item, tuple) else item
-    return flat
+def _saying(console: Console) -> Say:
+    """Prints a line, however long, without colours."""
+    return partial(console.print, highlight=False, soft_wrap=True)

@@ -19,12 +19,14 @@ from typing import Any
 import pytest
 from torch.utils.data import DataLoader, Dataset
 
+from flamingo_lite.data.make import DataConfig
 from flamingo_lite.data.manifest import Manifest, Shard, load_manifest
 from flamingo_lite.data.remote import Missing, Refused, RemoteStore, fetch
 from flamingo_lite.data.shards import Shards, read_samples, write_shards
 from flamingo_lite.data.stores import CacheConfig, check_room, open_store
 from flamingo_lite.document import Document
 from flamingo_lite.errors import FlamingoError
+from flamingo_lite.training.datamodule import open_sources
 
 SCHEMES = ("https", "s3")
 STALL = 5.0
@@ -622,6 +624,17 @@ def test_a_limit_too_small_for_the_shards_of_a_window_is_one_line(
         FlamingoError, match=f"take up to {sum(sizes):,} bytes; raise it, or lower data.shuffle_shards"
     ):
         check_room(store.config, [(store, manifest.shards)], 3)
+
+
+def test_a_run_whose_windows_the_cache_cannot_hold_does_not_start(
+    server: FaultyServer, manifest: Manifest, tmp_path: Path
+) -> None:
+    most = max(shard.bytes for shard in manifest.shards)
+    cache = CacheConfig(directory=str(tmp_path / "cache"), bytes=str(2 * most))
+    address = server.store("https", tmp_path / "cache").location
+    assert len(open_sources(DataConfig(directory=address, cache=cache, shuffle_shards=2))) == 1
+    with pytest.raises(FlamingoError, match="or lower data.shuffle_shards"):
+        open_sources(DataConfig(directory=address, cache=cache, shuffle_shards=3))
 
 
 def test_what_is_computed_about_shards_far_away_lies_in_the_cache(

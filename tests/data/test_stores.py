@@ -1,10 +1,12 @@
 """Stores: a location is local, or one of three schemes, or refused by name; the cache's settings are checked."""
 
+import os
 import pickle
 from pathlib import Path
 
 import pytest
 
+from flamingo_lite.cli import main
 from flamingo_lite.data.manifest import load_manifest
 from flamingo_lite.data.shards import write_shards
 from flamingo_lite.data.stores import CacheConfig, LocalStore, check_address, open_store, parse_bytes
@@ -35,6 +37,27 @@ def test_a_local_sidecar_is_read_where_there_is_one(directory: Path) -> None:
     assert open_store(directory).sidecar(shard) is None
     index.write_bytes(b"12345678")
     assert open_store(directory).sidecar(shard) == b"12345678"
+
+
+def test_a_local_sidecar_is_read_no_further_than_it_can_be_long(directory: Path) -> None:
+    [shard] = load_manifest(directory).shards
+    (directory / f"{shard.name}.idx").write_bytes(bytes(10_000))
+    assert len(LocalStore(directory).sidecar(shard) or b"") == 8 * (shard.samples + 1) + 1
+
+
+def test_a_pipe_in_place_of_a_local_sidecar_is_none(directory: Path) -> None:
+    [shard] = load_manifest(directory).shards
+    (directory / f"{shard.name}.idx").unlink()
+    os.mkfifo(directory / f"{shard.name}.idx")
+    assert LocalStore(directory).sidecar(shard) is None
+
+
+@pytest.mark.parametrize("command", ["check", "stats", "preview"])
+def test_commands_that_look_at_shards_refuse_an_address(
+    command: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["data", command, "s3://bucket/shards"]) == 2
+    assert "s3://bucket/shards: only directories of this machine" in capsys.readouterr().err
 
 
 def test_a_directory_without_a_manifest_is_named(tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ from torch import nn
 
 from flamingo_lite.errors import FlamingoError
 from flamingo_lite.training.optim import (
+    DECAYS,
     OptimizerConfig,
     build_optimizer,
     learning_rate_factor,
@@ -49,15 +50,30 @@ def test_a_model_that_trains_nothing_is_refused() -> None:
         parameter_groups(Toy().requires_grad_(False), OptimizerConfig())
 
 
-@given(st.integers(1, 200), st.integers(0, 50), st.floats(0, 1))
-def test_the_rate_rises_then_falls_to_its_final_fraction(steps: int, warmup: int, final: float) -> None:
-    factors = [learning_rate_factor(step, steps + warmup, warmup, final) for step in range(steps + warmup)]
+@given(st.integers(1, 200), st.integers(0, 50), st.floats(0, 1), st.sampled_from(DECAYS))
+def test_the_rate_rises_then_falls_to_its_final_fraction(
+    steps: int, warmup: int, final: float, decay: str
+) -> None:
+    total = steps + warmup
+    factors = [learning_rate_factor(step, total, warmup, final, decay) for step in range(total)]
     assert factors[:warmup] == sorted(factors[:warmup])
     assert factors[warmup:] == sorted(factors[warmup:], reverse=True)
     assert all(min(final, 1 / max(1, warmup)) <= factor <= 1 for factor in factors)
     assert factors[warmup] == pytest.approx(1)
     if steps > 1:
         assert factors[-1] == pytest.approx(final)
+
+
+def test_a_linear_decay_is_that_of_torch() -> None:
+    parameter = nn.Parameter(torch.zeros(1))
+    optimizer = torch.optim.SGD([parameter], lr=1.0)
+    schedule = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.6, total_iters=9)
+    for step in range(10):
+        assert learning_rate_factor(step, 10, 0, 0.6, "linear") == pytest.approx(
+            optimizer.param_groups[0]["lr"]
+        )
+        optimizer.step()
+        schedule.step()
 
 
 def test_the_first_step_has_the_first_rate_of_the_warmup() -> None:

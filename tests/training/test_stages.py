@@ -20,7 +20,8 @@ from flamingo_lite.errors import FlamingoError, SampleError
 from flamingo_lite.models.build import build, build_processor
 from flamingo_lite.models.policy import frozen_sha256
 from flamingo_lite.training import stages
-from flamingo_lite.training.callbacks import Checkpoint, read_metrics
+from flamingo_lite.training.callbacks import read_metrics
+from flamingo_lite.training.checkpointing import CheckpointKeeper
 from flamingo_lite.training.datamodule import ShardDataModule, open_sources
 from flamingo_lite.training.stages import run_stage
 from tests.training.conftest import Recipe
@@ -75,7 +76,7 @@ def test_packing_leaves_the_loss_of_an_epoch_as_it_is(recipe: Recipe, tmp_path: 
     assert len(apart) == len(packed) == 1
     assert packed[0]["loss"] == pytest.approx(apart[0]["loss"], rel=1e-4)
     assert apart[0]["documents"] == packed[0]["documents"] == 23
-    assert 0 < packed[0]["fill_rate"] <= 1 and "fill_rate" not in apart[0]
+    assert 0 < packed[0]["fill_rate"] <= 1 and 0 < apart[0]["fill_rate"] <= 1
 
 
 def test_tokens_of_a_source_count_what_its_weight_says(recipe: Recipe, tmp_path: Path) -> None:
@@ -88,7 +89,7 @@ def test_tokens_of_a_source_count_what_its_weight_says(recipe: Recipe, tmp_path:
     lightning.seed_everything(config.seed, verbose=False)
     model, processor = build(config.model).train(), build_processor(config.model)
     data = ShardDataModule(open_sources(config.data), config.data, config.stage, processor, config.seed, 256)
-    prepared = next(iter(data.train_dataloader()))
+    prepared = next(iter(data.train_dataloader())).to("cpu")
     assert set(prepared.source_ids.unique().tolist()) == {-1, 0, 1}
     logits = model.eval()(**prepared.batch).logits[:, :-1]
     nll = cross_entropy(logits.flatten(0, 1), prepared.batch.labels[:, 1:].flatten(), reduction="none")
@@ -105,14 +106,14 @@ class Interrupted(Exception):
 
 def interrupt_after(step: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """The run breaks off right after it has saved its checkpoint of `step`."""
-    save = Checkpoint.save
+    save = CheckpointKeeper.save
 
-    def save_and_stop(self: Checkpoint, trainer: object) -> None:
+    def save_and_stop(self: CheckpointKeeper, trainer: object) -> None:
         save(self, trainer)  # type: ignore[arg-type]
-        if self._saved == step:
+        if self.saved == step:
             raise Interrupted
 
-    monkeypatch.setattr(Checkpoint, "save", save_and_stop)
+    monkeypatch.setattr(CheckpointKeeper, "save", save_and_stop)
 
 
 @pytest.mark.parametrize("accumulate", [1, 2])
@@ -132,7 +133,7 @@ def test_a_resumed_run_continues_with_the_same_losses(
 def test_the_checkpoint_holds_what_trains_and_nothing_frozen(recipe: Recipe, tmp_path: Path) -> None:
     config = recipe(tmp_path / "run")
     run_stage(config)
-    checkpoint = torch.load(tmp_path / "run" / "last.ckpt", weights_only=True)
+    checkpoint = torch.load(tmp_path / "run" / "checkpoints" / "step-00000006.ckpt", weights_only=True)
     trainable = {f"model.{name}" for name, p in build(config.model).named_parameters() if p.requires_grad}
     assert set(checkpoint["state_dict"]) == trainable
     assert checkpoint["global_step"] == 6
@@ -148,23 +149,21 @@ def test_a_finished_run_is_kept_unless_told_to_start_over(recipe: Recipe, tmp_pa
     assert (directory / "model.safetensors").stat().st_mtime_ns > before
 
 
+def test_starting_over_with_a_wrong_setting_keeps_the_model_that_was_there(
+    recipe: Recipe, tmp_path: Path
+) -> None:
+    run_stage(recipe(tmp_path / "run"))
+    wrong = recipe(tmp_path / "run", resume="never", batch_size=5, accumulate=2)
+    with pytest.raises(FlamingoError, match=r"stage\.batch_size=5 does not divide"):
+        run_stage(wrong)
+    assert (tmp_path / "run" / "flamingo" / "model.safetensors").is_file()
+    assert (tmp_path / "run" / "metrics.csv").is_file()
+
+
 def test_other_settings_are_not_mixed_into_a_run(recipe: Recipe, tmp_path: Path) -> None:
     run_stage(recipe(tmp_path / "run"))
     with pytest.raises(FlamingoError, match=r"stage\.batch_size=4, now it is 5.*resume=never"):
         run_stage(recipe(tmp_path / "run", batch_size=5))
-
-
-def test_a_damaged_checkpoint_is_named(
-    recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    with monkeypatch.context() as patch:
-        interrupt_after(3, patch)
-        with pytest.raises(Interrupted):
-            run_stage(recipe(tmp_path / "run"))
-    path = tmp_path / "run" / "last.ckpt"
-    path.write_bytes(path.read_bytes()[:1000])
-    with pytest.raises(FlamingoError, match=r"last\.ckpt is damaged"):
-        run_stage(recipe(tmp_path / "run"))
 
 
 def test_a_run_starts_from_a_saved_model(recipe: Recipe, tmp_path: Path) -> None:
@@ -225,14 +224,6 @@ def test_an_error_that_is_no_samples_own_stops_in_one_line_also_from_a_worker(
         run_stage(recipe(tmp_path / "run", epochs=1, workers=1))
     assert "Traceback" not in str(raised.value)
     assert not (tmp_path / "run" / "flamingo").exists()
-
-
-def test_a_loss_that_is_no_number_stops_the_run(recipe: Recipe, tmp_path: Path) -> None:
-    config = recipe(tmp_path / "run", steps=50)
-    config.stage.optimizer.learning_rate = 1e30
-    config.stage.optimizer.gradient_clip = 0
-    with pytest.raises(FlamingoError, match="the loss is (nan|inf).*learning_rate"):
-        run_stage(config)
 
 
 def test_there_is_a_device_for_auto_and_a_line_for_one_that_is_missing() -> None:

@@ -47,7 +47,7 @@ def test_the_checkpoint_and_the_optimizer_hold_what_trains_adapters_and_new_rows
     recipe: Recipe, tmp_path: Path
 ) -> None:
     model, _ = load(run_stage(recipe(tmp_path / "run", policy=LORA)))
-    checkpoint = torch.load(tmp_path / "run" / "last.ckpt", weights_only=True)
+    checkpoint = torch.load(tmp_path / "run" / "checkpoints" / "step-00000006.ckpt", weights_only=True)
     sizes = {f"model.{name}": p.shape for name, p in model.named_parameters() if p.requires_grad}
     assert {name: t.shape for name, t in checkpoint["state_dict"].items()} == sizes
     (rows,) = [shape for name, shape in sizes.items() if name.endswith("new_rows")]

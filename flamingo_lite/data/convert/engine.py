@@ -16,13 +16,14 @@ from typing import Any
 
 from flamingo_lite.data.convert.engines import ENGINES, Outcome
 from flamingo_lite.data.convert.formats import FORMATS
-from flamingo_lite.data.convert.frame import Options, Reject, Unit
+from flamingo_lite.data.convert.frame import Format, Options, Record, Reject, Unit
 from flamingo_lite.data.convert.ledger import (
     FOLDER,
     VERSION,
     Ledger,
     fingerprint,
     fits,
+    forget_folders,
     ledger_path,
     read_ledger,
     rejects_path,
@@ -39,7 +40,8 @@ from flamingo_lite.data.shard_writer import (
     write_whole,
     writing_to,
 )
-from flamingo_lite.errors import FlamingoError
+from flamingo_lite.document import Document
+from flamingo_lite.errors import FlamingoError, SampleError, first_line
 from flamingo_lite.names import check_choice
 
 REJECTS = "rejects.jsonl"
@@ -71,6 +73,8 @@ def convert(
         raise FlamingoError(f"--images {job.options.images}: no such folder")
     if job.options.deny:
         load_deny_list(job.options.deny)
+    forget_folders()
+    _check_apart(job.directory, inputs)
     units = FORMATS[job.format].units(inputs, job.options)
     _check_names(units)
     _prepare(job, units)
@@ -113,19 +117,39 @@ def _write_documents(job: Job, unit: Unit, series: ShardSeries, ledger: Ledger) 
     format = FORMATS[job.format]
     deny = load_deny_list(job.options.deny) if job.options.deny else None
     is_first = unit.start == 0
-    for record in format.read(unit, job.options):
+    for record in _records(format, unit, job.options):
         if is_first and isinstance(record, Reject) and record.reason == "layout":
             raise FlamingoError(f"not {job.format}: {record.message}")
         is_first = False
         chosen = [record] if isinstance(record, Reject) else select(*record, format, job.options, deny)
         for outcome in chosen:
+            if not isinstance(outcome, Reject):
+                outcome = _written(series, *outcome) or outcome
             if isinstance(outcome, Reject):
                 (ledger.images_left_out if outcome.image else ledger.rejects)[outcome.reason] += 1
                 yield outcome
             else:
-                series.write(*outcome)
                 ledger.documents += 1
                 ledger.images += len(outcome[1].images)
+
+
+def _written(series: ShardSeries, key: str, document: Document) -> Reject | None:
+    """Writes the document; the reject of one that a shard cannot hold."""
+    try:
+        series.write(key, document)
+    except SampleError as error:
+        return Reject(key, error.reason, str(error))
+    return None
+
+
+def _records(format: Format, unit: Unit, options: Options) -> Iterator[Record]:
+    """Errors: `FlamingoError` for an input whose storage fails, which is no failure of the directory of shards."""
+    try:
+        yield from format.read(unit, options)
+    except OSError as error:
+        raise FlamingoError(
+            f"{unit.path}: cannot be read ({error.strerror or first_line(error)}); get the file again"
+        ) from error
 
 
 def _converted(job: Job, units: Sequence[Unit], workers: int, engine: str) -> Iterator[Outcome]:
@@ -186,6 +210,17 @@ def _info(job: Job, ledgers: Sequence[Ledger]) -> dict[str, Any]:
 
 def _sorted(counts: Counter[str]) -> dict[str, int]:
     return dict(sorted(counts.items()))
+
+
+def _check_apart(directory: Path, inputs: Sequence[Path]) -> None:
+    """Errors: `FlamingoError` for a target inside a folder of inputs, whose shards the next run would take for inputs, and
+    for one that holds an input, which `overwrite` could remove with the shards of before."""
+    target = directory.resolve()
+    for given in inputs:
+        if given.is_dir() and target.is_relative_to(given.resolve()):
+            raise FlamingoError(f"--to {directory} lies in the input {given}; choose a directory beside it")
+        if given.parent.resolve() == target and given.is_file():
+            raise FlamingoError(f"the input {given} lies in --to {directory}; choose another directory")
 
 
 def _check_names(units: Sequence[Unit]) -> None:

@@ -46,7 +46,8 @@ class Unit:
     @property
     def stem(self) -> str:
         """The name as a part of keys and shard names: without suffix, plain, short, and as unique as the name."""
-        stem = self.name.split(".")[0]
+        folder, slash, file = self.name.rpartition("/")
+        stem = folder + slash + file.split(".")[0]
         plain = re.sub(r"[^A-Za-z0-9_-]+", "_", stem).lstrip("_-")[:40]
         return (
             plain

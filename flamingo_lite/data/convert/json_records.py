@@ -12,7 +12,7 @@ from typing import Any
 
 from flamingo_lite.data.convert.frame import Record, Unit, attempt, stretches
 from flamingo_lite.data.convert.json_ranges import JsonFile
-from flamingo_lite.data.convert.sources import parse_json
+from flamingo_lite.data.convert.sources import MAX_LINE, parse_json
 from flamingo_lite.document import Document
 from flamingo_lite.errors import FlamingoError
 
@@ -37,7 +37,8 @@ class Section:
         with self.path.open("rb") as file:
             for number in range(start, len(self) if stop is None else stop):
                 file.seek(self.starts[number])
-                data = file.read(self.ends[number] - self.starts[number])
+                # What is above the limit is refused as such, and not held to find that out.
+                data = file.read(min(self.ends[number] - self.starts[number], MAX_LINE + 1))
                 yield number, self.keys[number] if self.keys else None, data
 
     def read(self, number: int) -> bytes:
@@ -68,7 +69,7 @@ def value(path: Path, name: str) -> Any:
     """The small value that a JSON file holds under `name`. Errors: `FlamingoError` where it has none."""
     with JsonFile(path) as file:
         start = _start(file, name)
-        return parse_json(file.read(start, file.end(start)), f"{path}: {name}")
+        return parse_json(file.read(start, min(file.end(start), start + MAX_LINE + 1)), f"{path}: {name}")
 
 
 def read_records(

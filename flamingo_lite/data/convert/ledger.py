@@ -98,6 +98,11 @@ def fingerprint(format_name: str, unit: Unit, options: Options) -> str:
     return hashlib.sha256(json.dumps(decisive).encode()).hexdigest()
 
 
+def forget_folders() -> None:
+    """Has the folders among the inputs looked at anew: a process may convert one twice, changed in between."""
+    _folder.cache_clear()
+
+
 def _content_of(path: Path) -> str:
     try:
         stat = path.stat()

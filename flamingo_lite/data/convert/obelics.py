@@ -58,11 +58,8 @@ def read(unit: Unit, options: Options) -> Iterator[Record]:
     for group in range(parquet.num_row_groups):
         rows = parquet.metadata.row_group(group).num_rows
         if unit.start <= start and start + rows <= (unit.stop or start + rows):
-            number = start
-            for batch in parquet.iter_batches(batch_size=128, row_groups=[group], columns=list(COLUMNS)):
-                for row in batch.to_pylist():
-                    yield from page(unit, number, row, index)
-                    number += 1
+            for number, row in enumerate(_rows(parquet, group, unit.path), start):
+                yield from page(unit, number, row, index)
         start += rows
 
 
@@ -74,6 +71,8 @@ def page(unit: Unit, number: int, row: dict[str, Any], index: ImageIndex) -> Ite
         images, texts = row["images"], row["texts"]
         about = parse_json(row["metadata"], f"{where}, metadata")
         general = parse_json(row["general_metadata"], f"{where}, general_metadata")
+        if not all(entry is None or isinstance(entry, str) for entry in (*images, *texts)):
+            raise SampleError(f"{where}: images or texts hold something else than text", "layout")
         if not isinstance(about, list) or not len(images) == len(texts) == len(about):
             raise SampleError(f"{where}: images, texts and metadata are not lists of one length", "layout")
         segments, kept = [], []
@@ -97,6 +96,17 @@ def _entry(about: Any, name: str) -> str | None:
     """A text among what OBELICS notes about a page or an image; its notes have changed between releases."""
     value = about.get(name) if isinstance(about, dict) else None
     return value if isinstance(value, str) else None
+
+
+def _rows(parquet: Any, group: int, path: Path) -> Iterator[dict[str, Any]]:
+    """The rows of a row group. Errors: `FlamingoError` naming a file whose bytes are damaged."""
+    import pyarrow
+
+    try:
+        for batch in parquet.iter_batches(batch_size=128, row_groups=[group], columns=list(COLUMNS)):
+            yield from batch.to_pylist()
+    except (pyarrow.ArrowException, OSError, UnicodeDecodeError) as error:
+        raise FlamingoError(f"{path}: cannot be read ({first_line(error)}); get the file again") from error
 
 
 def _open(path: Path) -> Any:

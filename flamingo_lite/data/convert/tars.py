@@ -5,7 +5,7 @@ from itertools import groupby
 from pathlib import Path
 from typing import IO
 
-from flamingo_lite.data.tar import Member, is_safe, split, walk
+from flamingo_lite.data.tar import BLOCK, Member, is_safe, split, walk
 from flamingo_lite.document import MAX_BYTES
 from flamingo_lite.errors import FlamingoError, SampleError
 
@@ -14,7 +14,7 @@ def tar_samples(path: Path, suffixes: Collection[str]) -> Iterator[tuple[str, di
     """(key, members by suffix) of each sample, in order; members with other suffixes are not read.
 
     Errors: `FlamingoError` for a file that is no plain tar; `SampleError` behind the last whole sample of a tar that
-    is damaged or truncated from there on.
+    is damaged or truncated from there on, though that be its start.
     """
     with path.open("rb") as file:
         is_first = True
@@ -30,7 +30,9 @@ def tar_samples(path: Path, suffixes: Collection[str]) -> Iterator[tuple[str, di
                     },
                 )
         except SampleError as error:
-            if is_first:
+            # Cut, unless it is too short to be known for a tar: nothing at all is what a broken transfer leaves.
+            is_cut = error.reason == "truncated" and not 0 < path.stat().st_size < BLOCK
+            if is_first and not is_cut:
                 raise FlamingoError(f"{path}: no sample can be read ({error})") from error
             raise
 

@@ -16,6 +16,7 @@ import pytest
 
 from flamingo_lite.data.convert.frame import Unit, fields, files, stretches
 from flamingo_lite.data.convert.ledger import Ledger
+from flamingo_lite.data.deny import deny_line
 from flamingo_lite.data.manifest import load_manifest
 from flamingo_lite.data.shards import read_samples
 from flamingo_lite.errors import FlamingoError, SampleError
@@ -250,6 +251,21 @@ def test_inputs_of_one_name_in_two_folders_have_keys_of_their_own(inputs: Path, 
     assert len(set(keys)) == len(keys) == 20
 
 
+def test_inputs_in_a_folder_with_a_dot_have_keys_of_their_own(tmp_path: Path) -> None:
+    for name in ("a.tar", "b.tar"):
+        write_input(tmp_path / "in" / "v1.0" / name, 3)
+    run(tmp_path / "to", tmp_path / "in")
+    assert len({key for key, _ in read_samples(tmp_path / "to")}) == 4
+
+
+def test_a_deny_list_that_changed_counts_at_once(inputs: Path, tmp_path: Path) -> None:
+    deny = tmp_path / "deny.txt"
+    for first in (2, 3):
+        deny.write_text("".join(f"{deny_line(picture(i, (24, 16)), '')}\n" for i in range(first, 7)))
+        (ledger, _), *_ = run(tmp_path / "to", inputs, deny=str(deny), deny_distance=0)
+        assert ledger.rejects["denied"] == 7 - first
+
+
 def test_a_target_with_other_shards_is_left_alone_unless_overwritten(inputs: Path, tmp_path: Path) -> None:
     target = tmp_path / "to"
     target.mkdir()
@@ -272,6 +288,41 @@ def test_a_target_with_the_conversion_of_other_inputs_is_left_alone_unless_overw
     run(tmp_path / "to", one, overwrite=True)
     run(tmp_path / "anew", one)
     assert tree(tmp_path / "to") == tree(tmp_path / "anew")
+
+
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_a_target_that_holds_an_input_is_refused_and_the_input_kept(overwrite: bool, tmp_path: Path) -> None:
+    path = write_input(tmp_path / "in" / "shard-000000.tar", 2)
+    for given in (path, path.parent):
+        assert "choose" in refused(tmp_path / "in", given, overwrite=overwrite)
+    assert tree(tmp_path / "in").keys() == {"shard-000000.tar"}
+
+
+def test_a_target_inside_a_folder_of_inputs_is_refused(inputs: Path, tmp_path: Path) -> None:
+    assert "lies in the input" in refused(inputs / "to", inputs)
+
+
+def test_a_tar_cut_in_its_first_sample_is_counted_and_the_others_are_converted(
+    inputs: Path, tmp_path: Path
+) -> None:
+    (inputs / "00001.tar").write_bytes((inputs / "00001.tar").read_bytes()[:700])
+    (inputs / "00002.tar").write_bytes(b"")
+    outcomes = run(tmp_path / "to", inputs)
+    assert [(ledger.documents, dict(ledger.rejects)) for ledger, _ in outcomes] == [
+        (6, {"image": 1}),
+        (0, {"truncated": 1}),
+        (0, {"truncated": 1}),
+    ]
+
+
+def test_an_input_whose_storage_fails_is_named(
+    inputs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*arguments: Any) -> bytes:
+        raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr("flamingo_lite.data.convert.tars.read_at", fail)
+    assert "00000.tar: cannot be read (Input/output error)" in refused(tmp_path / "to", inputs)
 
 
 def test_a_target_that_cannot_be_written_is_named(inputs: Path, tmp_path: Path) -> None:

@@ -6,6 +6,8 @@ from pathlib import Path
 import pytest
 from conversions import FIXTURES, convert, refused
 
+from flamingo_lite.cli import main
+from flamingo_lite.data.shards import read_shards
 from flamingo_lite.document import Document, Image, Text
 
 FOLDER = FIXTURES / "folder"
@@ -52,6 +54,24 @@ def test_a_text_that_is_empty_or_not_utf8_is_counted(tmp_path: Path, copied: Pat
     (copied / "balls" / "red.txt").write_text(" \n")
     (copied / "balls" / "green.txt").write_bytes(b"\xff\xfe")
     assert convert(tmp_path / "out", "folder", copied).reasons == ["text", "text"]
+
+
+def test_a_text_that_changed_is_read_by_the_next_conversion(tmp_path: Path, copied: Path) -> None:
+    words = [
+        "data",
+        "convert",
+        str(copied),
+        "--from",
+        "folder",
+        "--to",
+        str(tmp_path / "out"),
+        "--workers",
+        "1",
+    ]
+    for text in ("One text.", "Another text."):
+        (copied / "balls" / "red.txt").write_text(text)
+        assert main(words) == 0
+        assert list(read_shards(tmp_path / "out"))[1] == pair("balls/red.jpg", text)
 
 
 @pytest.mark.parametrize("name", ["red.jpg", "red.txt"])

@@ -116,6 +116,26 @@ def test_rows_that_are_wrong_are_rejected_by_name(
     assert named in found.rejects[0][1]
 
 
+@pytest.mark.parametrize("change", [{"images": [5, None]}, {"texts": [None, 5]}])
+def test_columns_of_numbers_are_refused_by_name(
+    change: dict[str, Any], images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    row = {**obelics_row(["http://x/0", "A."]), **change}
+    path = tmp_path / "a.parquet"
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist([row]), path)
+    shown = refused(capsys, tmp_path / "to", "obelics", path, "--images", images)
+    assert "a.parquet: record 0: images or texts hold something else than text" in shown
+
+
+def test_a_damaged_file_is_named(images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = write_obelics(tmp_path / "a.parquet", [obelics_row(["http://x/0", "A."])])
+    with path.open("r+b") as file:
+        file.seek(20)
+        file.write(b"\xff" * 40)
+    shown = refused(capsys, tmp_path / "to", "obelics", path, "--images", images)
+    assert "a.parquet: cannot be read" in shown
+
+
 def test_notes_of_another_form_are_left_out(images: Path, tmp_path: Path) -> None:
     row = {**obelics_row(["http://x/0", "A."]), "metadata": '["?", null]', "general_metadata": "[]"}
     found = convert(

@@ -1,0 +1,249 @@
+"""The two models that `training.py` compares, each in a process of its own that times steps whenever it is asked.
+
+ours: this package's model as it trains. theirs: OpenFlamingo's own `Flamingo` with our weights under its names, and the
+step of its `train_one_epoch`. Both see the same rows, labels and images.
+Shape letters: b rows, t text positions, m images of a row.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import importlib.util
+import json
+import resource
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import torch
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from torch import Tensor, nn
+from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
+
+from flamingo_lite.batch import IGNORED
+from flamingo_lite.checkpoints.keys import take_weights
+from flamingo_lite.checkpoints.openflamingo import key_map
+from flamingo_lite.config import load_config
+from flamingo_lite.models.build import build
+from flamingo_lite.models.model import VisionLanguageModel
+from flamingo_lite.models.policy import apply_policy
+from flamingo_lite.training.optim import OptimizerConfig, build_optimizer
+from flamingo_lite.training.precision import prepare
+from flamingo_lite.training.settings import TrainerConfig
+from flamingo_lite.training.trial import StepShape, autocast, step_inputs
+
+GATE = 0.5  # shut, the gates would hide a difference in what images do
+CLIP = 1.0  # of both recipes
+
+Step = Callable[[], float]
+"""One optimizer step; returns its loss, and so waits for the device."""
+
+
+def model_and_inputs(options: argparse.Namespace) -> tuple[VisionLanguageModel, dict[str, Tensor]]:
+    """Our model in float32 with random weights, and one batch, both from the seed and on the CPU."""
+    torch.manual_seed(0)
+    config = load_config([*options.model, f"model.language.name={options.tokenizer}"]).model
+    model = build(config)
+    for block in model.blocks.values():
+        nn.init.constant_(block.attention_gate, GATE)
+        nn.init.constant_(block.feed_forward_gate, GATE)
+    apply_policy(model, config.policy)
+    inputs = step_inputs(model, StepShape(options.length, options.images), options.rows)
+    is_text = inputs["input_ids"] != model.config.image_token_id
+    words = torch.randint(0, model.config.first_new_token, inputs["input_ids"].shape)
+    inputs["input_ids"] = torch.where(is_text, words, inputs["input_ids"])
+    inputs["labels"] = inputs["input_ids"].masked_fill(~is_text, IGNORED)
+    inputs["pixel_values"] = torch.randn(inputs["pixel_values"].shape)
+    return model, inputs
+
+
+def write_tokenizer(directory: Path, words: int) -> None:
+    """A tokenizer of as many words as the language model has rows: no text is ever read, but new tokens follow it."""
+    core = Tokenizer(WordLevel({f"w{number}": number for number in range(words)}, unk_token="w0"))
+    PreTrainedTokenizerFast(tokenizer_object=core).save_pretrained(directory)
+
+
+def ours(options: argparse.Namespace) -> tuple[Callable[[], float], Step]:
+    model, inputs = model_and_inputs(options)
+    model.to(options.device)
+    inputs = {name: value.to(options.device) for name, value in inputs.items()}
+    model.train()
+    exact = loss_of(lambda: model(**inputs).loss)
+    frozen = {"bf16-mixed": "bfloat16", "32-true": None}[options.precision]
+    # The precision is set at the first step, once the losses have been compared in float32.
+    made: list[torch.optim.Optimizer] = []
+
+    def step() -> float:
+        if not made:
+            prepare(model, TrainerConfig(precision=options.precision, frozen_dtype=frozen))
+            made.append(build_optimizer(model, OptimizerConfig(), steps=10**6)[0])
+        with autocast(options.precision, options.device):
+            loss = model(**inputs).loss
+        loss.backward()
+        nn.utils.clip_grad_norm_([p for p in model.parameters() if p.requires_grad], CLIP)
+        made[0].step()
+        made[0].zero_grad(set_to_none=True)
+        return loss.item()
+
+    return exact, step
+
+
+def theirs(options: argparse.Namespace) -> tuple[Callable[[], float], Step]:
+    """Their weights stay float32 under autocast (--precision amp_bf16), and they train the whole embedding, whose
+    gradient is set to 0 but for the new rows: `train_utils.py`, `train.py`."""
+    source, inputs = model_and_inputs(options)
+    model, marks = open_flamingo(source)
+    del source
+    model.to(options.device)
+    inputs = {name: value.to(options.device) for name, value in inputs.items()}
+    rows, images = options.rows, options.images
+    arguments = {
+        "vision_x": inputs["pixel_values"].unflatten(0, (rows, images)).unsqueeze(2),
+        "lang_x": inputs["input_ids"],
+        "attention_mask": inputs["attention_mask"].long(),
+        "labels": inputs["labels"],
+    }
+    embedding = model.lang_encoder.get_input_embeddings().weight
+    kept = torch.zeros(len(embedding), 1, device=options.device)
+    kept[marks] = 1.0
+    named = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
+    decayed = [p for name, p in named if "gated_cross_attn" in name]
+    others = [p for name, p in named if "gated_cross_attn" not in name]
+    groups = [{"params": decayed, "weight_decay": 0.1}, {"params": others, "weight_decay": 0.0}]
+    optimizer = torch.optim.AdamW(groups, lr=1e-4)
+    model.train()
+    exact = loss_of(lambda: model(**arguments)[0])
+
+    def step() -> float:
+        with autocast(options.precision, options.device):
+            loss = model(**arguments)[0]
+        loss.backward()
+        embedding.grad = embedding.grad * kept
+        nn.utils.clip_grad_norm_(model.parameters(), CLIP)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        return loss.item()
+
+    return exact, step
+
+
+def loss_of(forward: Callable[[], Tensor]) -> Callable[[], float]:
+    def exact() -> float:
+        with torch.no_grad():
+            return forward().item()
+
+    return exact
+
+
+def open_flamingo(source: VisionLanguageModel) -> tuple[Any, list[int]]:
+    """Their model with the weights of `source`, frozen as their factory does, and the ids of the new tokens."""
+    import open_clip
+
+    found = source.config
+    size = found.first_new_token + found.new_tokens
+    text = type(found.text_config)(**{**found.text_config.to_dict(), "vocab_size": size})
+    language: Any = AutoModelForCausalLM.from_config(text, dtype=torch.float32)
+    package("utils").extend_instance(language, package("flamingo_lm").FlamingoLMMixin)
+    language.set_decoder_layers_attr_name("transformer.blocks")
+    tower = found.vision_tower
+    text_tower = {"context_length": 8, "vocab_size": 32, "width": 64, "heads": 1, "layers": 1}
+    clip = open_clip.CLIP(
+        tower["embed_dim"],
+        vision_cfg=tower["vision_cfg"],
+        text_cfg=text_tower,
+        quick_gelu=tower["quick_gelu"],
+    )
+    clip.visual.output_tokens = True
+    clip.visual.ln_post = nn.Identity()  # their releases of open_clip gave the tokens without it
+    model = package("flamingo").Flamingo(
+        clip, language, -1, found.image_token_id, vis_dim=tower["vision_cfg"]["width"],
+        cross_attn_every_n_layers=found.fusion["every"],
+    )  # fmt: skip
+    put(model, take_weights(source, key_map(source)))
+    model.requires_grad_(False)
+    model.perceiver.requires_grad_(True)
+    model.lang_encoder.gated_cross_attn_layers.requires_grad_(True)
+    model.lang_encoder.get_input_embeddings().requires_grad_(True)
+    return model, list(range(found.first_new_token, size))
+
+
+def put(model: Any, weights: dict[str, Tensor]) -> None:
+    """Every parameter that their forward reads, each from a weight of ours."""
+    names = {name for name, _ in model.named_parameters()}
+    repeated = ("lang_encoder.old_decoder_blocks.", "lang_encoder.gated_cross_attn_layers.")
+    given = model.load_state_dict(weights, strict=False)
+    again = {id(p) for name, p in model.named_parameters(remove_duplicate=False) if name in weights}
+    left = [
+        name for name, p in model.named_parameters(remove_duplicate=False)
+        if id(p) not in again and name != "vision_encoder.proj" and not name.startswith(repeated)
+    ]  # fmt: skip
+    if left or given.unexpected_keys:
+        raise SystemExit(
+            f"weights that do not match: {left[:3]} of {len(names)}, {given.unexpected_keys[:3]}"
+        )
+
+
+def package(name: str) -> ModuleType:
+    """A module of `open_flamingo/src`: the package itself imports what need not be installed."""
+    found = importlib.util.find_spec("open_flamingo")
+    if found is None or found.origin is None:
+        raise SystemExit("open-flamingo is not installed; expected open-flamingo==2.0.1 (make setup)")
+    if "open_flamingo_src" not in sys.modules:
+        parent = ModuleType("open_flamingo_src")
+        parent.__path__ = [str(Path(found.origin).parent / "src")]
+        sys.modules["open_flamingo_src"] = parent
+    return importlib.import_module(f"open_flamingo_src.{name}")
+
+
+def forget_peak(device: str) -> None:
+    if device == "cuda":
+        torch.cuda.reset_peak_memory_stats()
+    elif Path("/proc/self/clear_refs").exists():
+        Path("/proc/self/clear_refs").write_text("5")
+
+
+def peak_bytes(device: str) -> int:
+    """Of the device since `forget_peak`; on the CPU of the whole process (where Linux tells, since then)."""
+    if device == "cuda":
+        return torch.cuda.max_memory_allocated()
+    status = Path("/proc/self/status")
+    if status.exists():
+        line = next(line for line in status.read_text().splitlines() if line.startswith("VmHWM:"))
+        return 1024 * int(line.split()[1])
+    return 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("side", choices=("ours", "theirs"))
+    parser.add_argument("--model", nargs="+", required=True, help="overrides that describe the model")
+    parser.add_argument("--tokenizer", required=True, help="its directory")
+    parser.add_argument("--rows", type=int, required=True)
+    parser.add_argument("--length", type=int, required=True)
+    parser.add_argument("--images", type=int, required=True)
+    parser.add_argument("--precision", required=True)
+    parser.add_argument("--device", required=True)
+    options = parser.parse_args()
+    exact, step = {"ours": ours, "theirs": theirs}[options.side](options)
+    torch.backends.cuda.matmul.allow_tf32 = False
+    say({"exact": exact(), "losses": [step() for _ in range(2)]})  # and so everything is warm
+    forget_peak(options.device)
+    for line in sys.stdin:
+        started, worked = time.perf_counter(), time.process_time()
+        for _ in range(int(line)):
+            loss = step()
+        seconds, work = time.perf_counter() - started, time.process_time() - worked
+        say({"seconds": seconds, "work": work, "loss": loss, "peak": peak_bytes(options.device)})
+
+
+def say(answer: dict[str, Any]) -> None:
+    print(json.dumps(answer), flush=True)
+
+
+if __name__ == "__main__":
+    main()
