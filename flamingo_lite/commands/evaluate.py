@@ -50,6 +50,7 @@ def evaluate_model(config: "Config", console: "Console") -> "Mapping[str, Any]":
 
     from flamingo_lite.checkpoints.io import load
     from flamingo_lite.data.make import available_cores
+    from flamingo_lite.evaluation.power import resolution
     from flamingo_lite.evaluation.runner import evaluate
     from flamingo_lite.generation.generate import generate
     from flamingo_lite.training.display import ProgressDisplay
@@ -65,6 +66,7 @@ def evaluate_model(config: "Config", console: "Console") -> "Mapping[str, Any]":
             model, processor, documents, max_new_tokens=max_new_tokens, batch_size=config.eval.batch_size
         )
 
+    console.print(resolution(config.eval.queries, config.eval.seeds), highlight=False, soft_wrap=True)
     with ProgressDisplay("evaluating", 0, console) as display:
 
         def progress(done: int, total: int, label: str) -> None:

@@ -10,6 +10,7 @@ from typing import Any, Protocol
 
 from flamingo_lite.document import Document
 from flamingo_lite.errors import FlamingoError
+from flamingo_lite.evaluation.comparison import sample_clusters, sample_sets
 from flamingo_lite.evaluation.environment import environment, git_sha
 from flamingo_lite.evaluation.grid import EvaluationConfig, Prompt, Setting, prompts, settings
 from flamingo_lite.evaluation.metrics import GenerationFailure, copy_rate, majority_baseline, score
@@ -20,7 +21,7 @@ from flamingo_lite.evaluation.results import (
     write_results,
     write_samples,
 )
-from flamingo_lite.evaluation.statistics import clustered_bootstrap
+from flamingo_lite.evaluation.statistics import clustered_bootstrap, seed_spread
 from flamingo_lite.evaluation.tasks import TASKS
 
 # Called with (predictions made, predictions in all, what comes next).
@@ -109,6 +110,8 @@ def _sample(prompt: Prompt, raw: str | GenerationFailure, model: str) -> dict[st
         "demonstration_ids": list(prompt.demonstration_ids),
         "prompt_sha": prompt_sha(prompt.document),
         "image_ids": [image.id for image in prompt.document.images],
+        # The query's own, whatever a condition shows instead: queries on one image are not independent.
+        "query_image_id": query.image.id,
         "raw": None if failed else raw,
         "extracted": found.extracted,
         "target": prompt.target,
@@ -129,10 +132,12 @@ def _cell(
     setting: Setting, model: str, samples: list[dict[str, Any]], shown: list[Prompt], resamples: int
 ) -> dict[str, Any]:
     answered = [s for s in samples if s["status"] != "failed"]
+    clusters = sample_clusters(answered)
     estimate = clustered_bootstrap(
-        [s["score"] for s in answered], [s["query_id"] for s in answered], resamples
+        [s["score"] for s in answered], clusters, resamples, sets=sample_sets(answered), bounds=(0.0, 1.0)
     )
     seeds = sorted({s["seed"] for s in samples})
+    by_seed = [_mean(s["score"] for s in answered if s["seed"] == seed) for seed in seeds]
     read = [s["read"] for s in answered if s["read"] is not None]
     copied = copy_rate(
         (s["extracted"], s["target"], p.demonstration_answers) for s, p in zip(samples, shown, strict=True)
@@ -154,7 +159,10 @@ def _cell(
         "n_unparsed": sum(s["status"] == "unparsed" for s in answered),
         "n_queries": len({s["query_id"] for s in answered}),
         "seeds": seeds,
-        "by_seed": [_mean(s["score"] for s in answered if s["seed"] == seed) for seed in seeds],
+        "by_seed": by_seed,
+        "seed_sd": _rounded(seed_spread([mean for mean in by_seed if mean is not None])),
+        "n_clusters": len(set(clusters)),
+        "clustered_by": estimate.clustered_by,
         "copy_rate": _rounded(copied),
         "majority_baseline": _rounded(majority_baseline([s["target"] for s in answered])),
         "read_rate": _mean(read),

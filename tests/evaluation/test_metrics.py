@@ -7,12 +7,16 @@ from hypothesis import strategies as st
 from flamingo_lite.evaluation.metrics import (
     GenerationFailure,
     Scored,
+    Tally,
     copy_rate,
     extract_after_equals,
     extract_number,
+    judge,
     majority_baseline,
     score,
+    tally,
 )
+from flamingo_lite.evaluation.metrics.numbers import relaxed_accuracy
 
 
 @pytest.mark.parametrize(
@@ -72,3 +76,14 @@ def test_copying_is_counted_among_wrong_answers_alone() -> None:
 def test_the_majority_baseline_gives_the_commonest_target() -> None:
     assert majority_baseline(["1", "2", "2", "3"]) == 0.5
     assert majority_baseline([]) is None
+
+
+def test_any_metric_leaves_a_failed_generation_without_a_score() -> None:
+    assert judge("5%", lambda text: relaxed_accuracy(text, "0.05")).score == 1.0
+    assert judge(GenerationFailure("down"), lambda text: relaxed_accuracy(text, "0.05")).status == "failed"
+
+
+def test_failures_and_unreadable_answers_are_counted_apart() -> None:
+    answers = [Scored("3", 1.0, "ok"), Scored(None, 0.0, "unparsed"), Scored(None, None, "failed")]
+    assert tally(answers) == Tally(value=0.5, n=2, n_failed=1, n_unparsed=1)
+    assert tally([]) == Tally(value=None, n=0, n_failed=0, n_unparsed=0)
