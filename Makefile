@@ -46,5 +46,5 @@ format: setup  ## let ruff rewrite what it can
 lock: setup  ## resolve the dependencies anew
 	$(UV) pip compile pyproject.toml --group dev --universal --python-version 3.11 --generate-hashes \
 	  --no-emit-index-url --no-header --upgrade --quiet --output-file requirements.lock
-	echo "open-flamingo==2.0.1" | $(UV) pip compile - --no-deps --universal --generate-hashes \
+	printf "open-flamingo==2.0.1\nlmms-eval==0.7.3\npycocoevalcap==1.2\nrouge-score==0.1.2\n" | $(UV) pip compile - --no-deps --universal --generate-hashes \
 	  --no-emit-index-url --no-header --no-annotate --quiet --output-file requirements-parity.lock
