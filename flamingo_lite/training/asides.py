@@ -80,8 +80,10 @@ class Asides(lightning.Callback):
         if not due:
             return
         together = isinstance(trainer.strategy, ShardedStrategy)
-        # Outside a training step nothing casts what frozen parts in a narrow type are to meet.
-        with self.paused(), undisturbed(), trainer.precision_plugin.forward_context():
+        # Outside a training step nothing casts what frozen parts in a narrow type are to meet. Prompts that grow token
+        # by token would be compiled over and over.
+        eager = torch.compiler.set_stance("force_eager")
+        with self.paused(), undisturbed(), trainer.precision_plugin.forward_context(), eager:
             if together or self.ranks.is_first:
                 with root_gathered(pl_module.model) if together else nullcontext():
                     for aside in due:
