@@ -118,10 +118,13 @@ def memory(options: argparse.Namespace, folder: Path) -> dict[str, float]:
 
 
 def mebibytes(pid: int) -> float:
-    """Memory of a process and its children, what they share counted once (Linux)."""
+    """Memory of a process and its children, what they share counted once (Linux).
+
+    Without the pages of files: how much of a library's counts depends on who else on the machine has it loaded.
+    """
     children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
     lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
-    own = next(int(line.split()[1]) for line in lines if line.startswith("Pss:"))
+    own = sum(int(line.split()[1]) for line in lines if line.startswith(("Pss_Anon:", "Pss_Shmem:")))
     return own / 1024 + sum(mebibytes(int(child)) for child in children)
 
 
@@ -232,7 +235,8 @@ def main() -> None:
         "--edges", type=int, nargs=2, default=(400, 1200), help="shortest and longest, in pixels"
     )
     parser.add_argument("--pool", type=int, default=160, help="distinct images")
-    parser.add_argument("--workers", type=int, default=2)
+    # One core is the main process's, which trains where workers read.
+    parser.add_argument("--workers", type=int, default=max(1, (os.cpu_count() or 2) - 1))
     parser.add_argument("--batch-size", type=int, default=16, help="documents")
     parser.add_argument("--rounds", type=int, default=12)
     parser.add_argument("--batches", type=int, default=24, help="of each pipeline in each round")
