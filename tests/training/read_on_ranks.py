@@ -17,7 +17,9 @@ from flamingo_lite.models.build import build, build_processor, model_config_from
 from flamingo_lite.training.datamodule import Counting, ShardDataModule, open_sources
 from flamingo_lite.training.module import TrainingModule
 from flamingo_lite.training.optim import OptimizerConfig
-from flamingo_lite.training.settings import StageConfig
+from flamingo_lite.training.ranks import join, started_ranks
+from flamingo_lite.training.settings import StageConfig, TrainerConfig
+from flamingo_lite.training.skipping import SkippedSteps
 
 
 class Witness(lightning.Callback):
@@ -54,7 +56,19 @@ def main(settings: dict[str, Any]) -> None:
         output=Path(settings["output"]),
     )
     optimizer = OptimizerConfig(learning_rate=0.01, warmup_steps=2)
-    module = TrainingModule(build(model_config).train(), optimizer, data.steps, settings["accumulate"])
+    trainer_config = TrainerConfig(accelerator="cpu", devices=settings["ranks"], strategy="auto")
+    ranks = started_ranks(trainer_config)
+    assert ranks is not None
+    join(ranks, trainer_config)
+    module = TrainingModule(
+        build(model_config).train(),
+        optimizer,
+        data.steps,
+        settings["accumulate"],
+        ranks=ranks,
+        skipped=SkippedSteps(Path(settings["output"]) / "skipped.jsonl", 1, ranks),
+        notes={},
+    )
     witness = Witness()
     trainer = lightning.Trainer(
         accelerator="cpu",
