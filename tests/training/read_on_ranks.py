@@ -34,7 +34,7 @@ class Witness(lightning.Callback):
     ) -> None:
         self.batches.append([used.key for used in batch.samples])
         if batch.position is not None:
-            self.losses.append(pl_module.report.loss.item())
+            self.losses.append(float(pl_module.report.loss))
 
 
 def main(settings: dict[str, Any]) -> None:
