@@ -33,6 +33,7 @@ from training_steps import write_tokenizer
 from flamingo_lite.config import load_config
 from flamingo_lite.training.plan import meta_model
 from flamingo_lite.training.trial import StepShape, run_trial
+from flamingo_lite.training.utilization import known_peak
 
 HERE = Path(__file__).parent
 SIDES = ("ours", "theirs")
@@ -44,8 +45,6 @@ SMALL = [
     "model.language.config={model_type: mpt, d_model: 256, n_heads: 4, n_layers: 4, expansion_ratio: 4, "
     "max_seq_len: 2048, vocab_size: 16384}",
 ]
-PEAK_FLOPS = {"H200": 9.89e14, "H100": 9.89e14, "A100": 3.12e14}
-"""Dense bfloat16 operations a second by NVIDIA's data sheets, by a part of the device's name."""
 
 
 class Side:
@@ -151,11 +150,9 @@ def model_flops(options: argparse.Namespace) -> int:
 
 def peak_flops(options: argparse.Namespace) -> tuple[float, str]:
     """Operations a second that the device could do, and where the number is from."""
-    if options.device == "cuda":
-        name = torch.cuda.get_device_name()
-        known = next((peak for part, peak in PEAK_FLOPS.items() if part in name), None)
-        if known is not None and options.precision == "bf16-mixed":
-            return known, "the data sheet's dense bfloat16 rate"
+    known = known_peak(torch.device(options.device), options.precision)
+    if known is not None and options.precision == "bf16-mixed":
+        return known, "the data sheet's dense bfloat16 rate"
     dtype = torch.bfloat16 if options.precision == "bf16-mixed" else torch.float32
     left = torch.randn(2048, 2048, device=options.device, dtype=dtype)
     rates = []

@@ -89,21 +89,22 @@ def write_checkpoint(checkpoint: dict[str, Any], path: Path, step: int, loss: fl
 def latest_checkpoint(folder: Path, say: Say) -> Path | None:
     """The newest checkpoint that is whole; `say` gets a line for each newer one that is not, which is put aside.
 
-    Errors: `FlamingoError` when there are checkpoints and not one is whole.
+    Errors: `FlamingoError` when there are checkpoints and not one is whole; they then stay, so that the next start says
+    so again rather than start over.
     """
-    found = sorted(_checkpoints(folder), reverse=True)
-    problems = []
-    for _, path in found:
+    problems: dict[Path, str] = {}
+    for _, path in sorted(_checkpoints(folder), reverse=True):
         problem = problem_of(path)
         if problem is None:
-            for line in problems:
+            for damaged, line in problems.items():
+                _put_aside(damaged)
                 say(f"{line}; continuing from {path.name}")
             return path
-        problems.append(f"{path} {problem}")
-        _put_aside(path)
+        problems[path] = f"{path} {problem}"
     if problems:
+        newest = next(iter(problems.values()))
         raise FlamingoError(
-            f"no checkpoint in {folder} is whole ({problems[0]}); restore one, or start over with resume=never"
+            f"no checkpoint in {folder} is whole ({newest}); restore one, or start over with resume=never"
         )
     return None
 

@@ -4,6 +4,7 @@ One run of training is one W&B run, also where it was stopped and goes on, and t
 later and in other processes, add to it: its id stands in the run's folder and in the checkpoints.
 """
 
+import json
 import os
 import secrets
 from collections.abc import Callable, Iterable, Mapping
@@ -193,7 +194,14 @@ def continue_run(directory: Path) -> tuple[Tracker, int]:
         return Tracker(WandbConfig(mode="disabled"), directory), 0
     settings = OmegaConf.load(path)
     tracker = Tracker(WandbConfig(**settings.wandb), directory, group=settings.name)
-    return tracker, int(settings.stage.steps) + 1
+    return tracker, _steps_taken(directory, int(settings.stage.steps)) + 1
+
+
+def _steps_taken(directory: Path, planned: int) -> int:
+    """Those of a finished run, which epochs may have decided; of another one, the steps that are `planned`."""
+    path = directory / "training.json"
+    found = json.loads(path.read_text()) if path.is_file() else {}
+    return int(found.get("steps", planned))
 
 
 def forget_run(directory: Path) -> None:

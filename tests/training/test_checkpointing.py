@@ -88,6 +88,14 @@ def test_when_no_checkpoint_is_whole_the_run_does_not_start_over_by_itself(tmp_p
         latest_checkpoint(tmp_path, refuse)
 
 
+def test_when_no_checkpoint_is_whole_a_second_start_does_not_start_over_either(tmp_path: Path) -> None:
+    path = written(tmp_path, 3)
+    path.write_bytes(b"")
+    for _ in range(2):
+        with pytest.raises(FlamingoError, match="no checkpoint in .* is whole"):
+            latest_checkpoint(tmp_path, refuse)
+
+
 @settings(max_examples=25, deadline=None)
 @given(losses=st.lists(st.floats(0, 10), min_size=1, max_size=7), keep=st.integers(1, 4))
 def test_the_last_few_and_the_best_are_kept(

@@ -254,6 +254,15 @@ def test_a_report_adds_its_plots_to_the_run_of_the_training(recipe: Recipe, tmp_
     assert len({r.run.run_id for r in found if r.HasField("run")}) == 1
 
 
+def test_a_report_comes_after_the_last_step_of_a_run_that_is_counted_in_epochs(
+    recipe: Recipe, tmp_path: Path
+) -> None:
+    run_stage(recipe(tmp_path / "run", wandb="offline", steps=1, epochs=1, samples=0))
+    tracker, step = continue_run(tmp_path / "run")
+    tracker.close()
+    assert step == 6 + 1  # 23 documents in batches of 4
+
+
 @pytest.fixture
 def unread_environment() -> Iterator[None]:
     """W&B reads the environment once in a process: here anew, and anew afterwards."""
