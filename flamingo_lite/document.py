@@ -261,6 +261,10 @@ def _opened(data: bytes, name: str, max_pixels: int) -> Iterator[PIL.ImageFile.I
             yield image
     except PIL.Image.DecompressionBombError as error:
         raise SampleError(f"{name}: {first_line(error)}; shrink it", "pixels") from error
+    except (
+        PIL.UnidentifiedImageError
+    ) as error:  # its own words end in an address, another one at every reading
+        raise SampleError(f"{name}: not a readable image (its header is damaged)", "image") from error
     except _DECODING_ERRORS as error:
         raise SampleError(f"{name}: not a readable image ({first_line(error)})", "image") from error
 

@@ -13,8 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import flamingo_lite.document as document_module
-from flamingo_lite.document import Document, Image, Text, image_format
-from flamingo_lite.errors import FlamingoError
+from flamingo_lite.document import Document, Image, Text, decode_image, image_format
+from flamingo_lite.errors import FlamingoError, SampleError
 
 
 def encoded(image: PIL.Image.Image, kind: str, **options: object) -> bytes:
@@ -361,3 +361,12 @@ def test_a_pil_image_without_pixels_is_refused() -> None:
 def test_a_missing_path_is_noticed_only_when_the_bytes_are_needed(tmp_path) -> None:
     document = Document([Image(tmp_path / "later.png")])
     assert "later.png" in repr(document)
+
+
+def test_a_damaged_header_is_refused_in_the_same_words_at_every_reading() -> None:
+    buffer = io.BytesIO()
+    PIL.Image.new("RGB", (8, 8)).save(buffer, format="PNG")
+    damaged = buffer.getvalue()[:8] + bytes(52)
+    for _ in range(2):
+        with pytest.raises(SampleError, match=r"^x: not a readable image \(its header is damaged\)$"):
+            decode_image(damaged, "x")

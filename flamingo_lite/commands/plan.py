@@ -1,10 +1,11 @@
 """Says what training a model takes before anything is downloaded: parameters, memory, arithmetic, the largest batch.
 
-  flamingo-lite plan model=openflamingo_9b stage.batch_size=16 plan.length=256 plan.images=3
-  flamingo-lite plan model=idefics_80b plan.ranks=64 plan.checkpointing=true model.language.dtype=bfloat16
+  flamingo-lite plan model=openflamingo_9b stage.batch_size=128 plan.ranks=8 plan.length=256 plan.images=3
+  flamingo-lite plan model=idefics_80b stage.batch_size=64 plan.ranks=64 plan.checkpointing=true trainer=fsdp2
 
-The rows of a device are stage.batch_size, each of plan.length text positions and plan.images images; the precision is
-trainer.precision; plan.ranks devices of plan.memory_gb GB (10**9 bytes) each. What is counted:
+As in training, a step's stage.batch_size rows are shared among plan.ranks devices, each of which takes its part in
+trainer.accumulate goes. A row has plan.length text positions and plan.images images; the precision is trainer.precision; a
+device has plan.memory_gb GB (10**9 bytes). What is counted:
 - weights, frozen ones too; gradients and AdamW's two moments of what trains, in the type of the weights;
 - activations: the most that lives at once beside them, found by running the step on tensors without numbers;
 - copies: DDP's buckets; under FSDP the root, two layers gathered and one layer's gradients;
@@ -91,14 +92,18 @@ def memory_table(plan: "Plan") -> "Table":
     from rich.table import Table
 
     shape, room = plan.shape, plan.config.memory_gb
-    recomputed = ", recomputed" if plan.config.checkpointing else ""
+    recomputed = ", recomputed" if plan.recomputed else ""
+    parts = f" in {plan.accumulate} parts" if plan.accumulate > 1 else ""
     table = Table(
-        title=f"GB of a device: {plan.rows} rows of {shape.length} positions and {shape.images} images, {shape.precision}",
+        title=f"GB of a device: a step of {plan.batch_size:,} rows{parts}, of {shape.length} positions and {shape.images} "
+        f"images, {shape.precision}",
         title_justify="left",
     )
     table.add_column("")
     for name in plan.memory:
         table.add_column(COLUMNS[name].format(ranks=plan.config.ranks), justify="right")
+    table.add_row("rows at once", *(f"{rows:,}" for rows in plan.rows.values()))
+    table.add_section()
     labels = {
         "weights": "weights",
         "gradients": "gradients",
@@ -114,7 +119,9 @@ def memory_table(plan: "Plan") -> "Table":
         for memory in plan.memory.values()
     ]
     table.add_row("peak", *peaks, style="bold")
-    table.add_row(f"largest batch in {room:g} GB", *(f"{plan.largest_batch[name]:,}" for name in plan.memory))
+    table.add_row(
+        f"most rows at once in {room:g} GB", *(f"{plan.largest_rows[name]:,}" for name in plan.memory)
+    )
     return table
 
 
@@ -122,7 +129,7 @@ def refuse_too_little(plan: "Plan") -> None:
     """Raises FlamingoError where not even one row fits, saying what would do."""
     from flamingo_lite.errors import FlamingoError
 
-    if any(plan.largest_batch.values()):
+    if any(plan.largest_rows.values()):
         return
     least = min(plan.one_row, key=lambda name: plan.one_row[name])
     needs = plan.one_row[least]

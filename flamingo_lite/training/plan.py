@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import nn
 
+from flamingo_lite.data.batches import rows_each
 from flamingo_lite.errors import FlamingoError
 from flamingo_lite.models.build import ModelConfig, build
 from flamingo_lite.models.language import context_length, decoder_layers
@@ -33,11 +34,12 @@ MOST_ROWS = 2**16
 
 @dataclass
 class PlanConfig:
-    """For which rows and devices: the rows of a device are stage.batch_size, the precision is trainer.precision.
+    """For which rows and devices. As in training, stage.batch_size rows are shared among devices and trainer.accumulate.
 
-    `length`: text positions of a row, `<image>` marks among them (by default stage.max_length, else the language
-    model's context, at most 2048); `images`: of a row. `strategy`: single, ddp, fsdp or all of them, over `ranks`
-    devices of `memory_gb` GB (10**9 bytes) each. `checkpointing`: activations of layers and blocks are recomputed.
+    `length`: text positions of a row, `<image>` marks among them (by default stage.row_length where rows are packed,
+    else stage.max_length, else the language model's context, at most 2048); `images`: of a row. `strategy`: single, ddp,
+    fsdp or all of them, the last two over `ranks` devices, of `memory_gb` GB (10**9 bytes) each. `checkpointing`:
+    activations of layers and blocks are recomputed, as under trainer.checkpoint_activations.
     """
 
     length: int | None = None
@@ -97,32 +99,41 @@ class Memory:
 
 @dataclass(frozen=True)
 class Plan:
-    """`memory` and `largest_batch` (rows of a device) by strategy, `flops` of a step of a device by part."""
+    """By strategy: `rows` that a device takes at once, its `memory`, and the most rows at once that fit (`largest_rows`).
 
-    rows: int
+    `flops`: of a step of `batch_size` rows, all devices together, by part. `recomputed`: whether activations are.
+    """
+
+    batch_size: int
+    accumulate: int
+    rows: dict[str, int]
+    recomputed: bool
     shape: StepShape
     config: PlanConfig
     parts: dict[str, Part]
     flops: dict[str, int]
     memory: dict[str, Memory]
     one_row: dict[str, int]
-    largest_batch: dict[str, int]
+    largest_rows: dict[str, int]
 
 
 def make_plan(config: TrainingConfig, plan: PlanConfig) -> Plan:
     """The plan of `config.model` under `config.stage`, `config.trainer` and `plan`.
 
-    Raises FlamingoError for an architecture that is not known without its files, and for rows that cannot be.
+    Raises FlamingoError for an architecture that is not known without its files, for rows that cannot be, and for a batch
+    that does not divide among the devices.
     """
-    model = meta_model(config.model, plan.checkpointing or config.trainer.checkpoint_activations)
-    hold(model, config.trainer.precision, config.trainer.frozen_dtype)
-    limit = context_length(model.language.config)
-    length = plan.length or config.stage.max_length or min(limit or DEFAULT_LENGTH, DEFAULT_LENGTH)
-    if limit is not None and length > limit:
-        raise FlamingoError(
-            f"plan.length is {length}, but the language model reads {limit} positions; give at most that"
-        )
-    shape = StepShape(length, plan.images, config.trainer.precision, config.stage.pack)
+    stage, trainer = config.stage, config.trainer
+    chosen = STRATEGIES if plan.strategy == ALL else (plan.strategy,)
+    rows = {
+        name: rows_each(stage.batch_size, 1 if name == "single" else plan.ranks, trainer.accumulate)
+        for name in chosen
+    }
+    recomputed = plan.checkpointing or trainer.checkpoint_activations
+    # As in training, a stage's policy stands in place of the model's.
+    model = meta_model(replace(config.model, policy=stage.policy or config.model.policy), recomputed)
+    hold(model, trainer.precision, trainer.frozen_dtype)
+    shape = StepShape(_length(config, plan, model), plan.images, trainer.precision, stage.pack)
     known: dict[int, Trial] = {}
 
     def trial(rows: int) -> Trial:
@@ -130,10 +141,8 @@ def make_plan(config: TrainingConfig, plan: PlanConfig) -> Plan:
             known[rows] = run_trial(model, shape, rows)
         return known[rows]
 
-    rows = config.stage.batch_size
-    state = state_of(model, foreach=config.trainer.accelerator != "cpu")
-    chosen = STRATEGIES if plan.strategy == ALL else (plan.strategy,)
-    memory = {name: device_memory(name, state, trial(rows), plan.ranks) for name in chosen}
+    state = state_of(model, foreach=trainer.accelerator != "cpu")
+    memory = {name: device_memory(name, state, trial(rows[name]), plan.ranks) for name in chosen}
     room = int(plan.memory_gb * GB)
     largest: dict[str, int] = {}
     for name in chosen:
@@ -142,11 +151,37 @@ def make_plan(config: TrainingConfig, plan: PlanConfig) -> Plan:
             return device_memory(name, state, trial(rows), plan.ranks).peak
 
         nothing = device_memory(name, state, Trial(0, 0, {}), plan.ranks).peak
-        largest[name] = largest_rows(peak, room, nothing, rows) if nothing < room else 0
+        largest[name] = largest_rows(peak, room, nothing, rows[name]) if nothing < room else 0
     one_row = {
         name: device_memory(name, state, trial(1), plan.ranks).peak for name in chosen if largest[name] == 0
     }
-    return Plan(rows, shape, plan, parts_of(model), trial(rows).flops, memory, one_row, largest)
+    at_once = next(iter(rows.values()))
+    flops = {name: count * (stage.batch_size // at_once) for name, count in trial(at_once).flops.items()}
+    return Plan(
+        batch_size=stage.batch_size,
+        accumulate=trainer.accumulate,
+        rows=rows,
+        recomputed=recomputed,
+        shape=shape,
+        config=plan,
+        parts=parts_of(model),
+        flops=flops,
+        memory=memory,
+        one_row=one_row,
+        largest_rows=largest,
+    )
+
+
+def _length(config: TrainingConfig, plan: PlanConfig, model: VisionLanguageModel) -> int:
+    """Text positions of a row. Errors: `FlamingoError` where the language model does not read so many."""
+    limit, stage = context_length(model.language.config), config.stage
+    of_rows = (stage.row_length if stage.pack else None) or stage.max_length
+    length = plan.length or of_rows or min(limit or DEFAULT_LENGTH, DEFAULT_LENGTH)
+    if limit is not None and length > limit and not (stage.pack and plan.length is None):
+        raise FlamingoError(
+            f"plan.length is {length}, but the language model reads {limit} positions; give at most that"
+        )
+    return length
 
 
 def meta_model(config: ModelConfig, checkpointing: bool = False) -> VisionLanguageModel:

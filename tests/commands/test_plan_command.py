@@ -9,7 +9,7 @@ from flamingo_lite import cli
 SMALL = [
     "plan",
     "model=flamingo_tiny",
-    "stage.batch_size=2",
+    "stage.batch_size=16",
     "plan.length=32",
     "plan.strategy=fsdp",
     "plan.memory_gb=0.03",
@@ -21,7 +21,7 @@ def test_the_tables_name_the_parts_and_the_largest_batch(capsys: pytest.CaptureF
     shown = capsys.readouterr().out
     assert all(
         word in shown
-        for word in ("vision encoder", "1,182,732", "optimizer state", "largest batch in 0.03 GB")
+        for word in ("vision encoder", "1,182,732", "optimizer state", "most rows at once in 0.03 GB")
     )
 
 
@@ -29,7 +29,7 @@ def test_json_holds_the_totals(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main([*SMALL, "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
     assert found["parameters"] == sum(part["parameters"] for part in found["parts"].values()) == 3_549_068
-    assert found["memory"]["fsdp"]["peak"] <= 0.03e9 and found["largest_batch"]["fsdp"] >= 2
+    assert found["memory"]["fsdp"]["peak"] <= 0.03e9 and found["largest_rows"]["fsdp"] >= 2
 
 
 def test_too_little_memory_for_one_row_is_one_line_that_says_how_much_would_do(

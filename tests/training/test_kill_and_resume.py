@@ -73,10 +73,19 @@ def mixture(tmp_path_factory: pytest.TempPathFactory, image_of: Any) -> dict[str
             folder / name,
             samples_per_shard=10,
         )
+    spoil_an_image(folder / "second" / "shard-000000.tar")
     return {
         "first": SourceConfig(str(folder / "first"), weight=2.0, loss_weight=0.5),
         "second": SourceConfig(str(folder / "second"), weight=1.0),
     }
+
+
+def spoil_an_image(shard: Path) -> None:
+    """Overwrites the pixels of the first image in `shard`: its document cannot be used any more."""
+    data = bytearray(shard.read_bytes())
+    start = data.find(b"\x89PNG")
+    data[start + 8 : start + 60] = bytes(52)
+    shard.write_bytes(data)
 
 
 def config_of(recipe: Recipe, mixture: dict[str, SourceConfig], output: Path, **changes: Any) -> Config:
@@ -101,6 +110,9 @@ def figures(output: Path, ranks: int) -> dict[str, Any]:
     weights = load_file(output / "flamingo" / "model.safetensors")
     return {
         "rows": [(row["step"], row["loss"], row["gradient_norm"], row["documents"]) for row in rows],
+        # The lines of two ranks may come in either order.
+        "rejects": sorted((output / "rejects.jsonl").read_text().splitlines()),
+        "rejects by step": [{k: v for k, v in row.items() if k.startswith("rejects/")} for row in rows],
         "samples": samples,
         "weights": {name: tensor.clone() for name, tensor in weights.items()},
     }
@@ -108,6 +120,8 @@ def figures(output: Path, ranks: int) -> dict[str, Any]:
 
 def assert_identical(found: dict[str, Any], wanted: dict[str, Any]) -> None:
     assert found["rows"] == wanted["rows"]
+    assert found["rejects"] == wanted["rejects"]
+    assert found["rejects by step"] == wanted["rejects by step"]
     assert found["weights"].keys() == wanted["weights"].keys()
     assert all(torch.equal(found["weights"][name], wanted["weights"][name]) for name in wanted["weights"])
     assert found["samples"] == wanted["samples"]

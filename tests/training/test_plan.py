@@ -181,9 +181,32 @@ def plan_of(*overrides: str) -> Any:
 
 
 def test_the_largest_batch_is_where_the_next_row_would_be_too_many() -> None:
-    rows = plan_of().largest_batch["single"]
+    rows = plan_of().largest_rows["single"]
     at, above = (plan_of(f"stage.batch_size={n}").memory["single"] for n in (rows, rows + 1))
     assert at.peak <= 0.06e9 < above.peak
+
+
+def test_a_batch_is_shared_among_devices_and_accumulated_parts_as_in_training() -> None:
+    shared = plan_of("stage.batch_size=24", "plan.strategy=all", "plan.ranks=4", "trainer.accumulate=2")
+    assert shared.rows == {"single": 12, "ddp": 3, "fsdp": 3}
+    assert shared.memory["ddp"].activations == plan_of("stage.batch_size=3").memory["single"].activations
+
+
+def test_the_arithmetic_is_of_the_whole_step_however_it_is_shared() -> None:
+    whole = plan_of("stage.batch_size=8")
+    shared = plan_of("stage.batch_size=8", "plan.strategy=ddp", "plan.ranks=4", "trainer.accumulate=2")
+    assert shared.flops == whole.flops
+
+
+def test_packed_rows_are_as_long_as_the_stage_says() -> None:
+    lengths = ("plan.length=null", "stage.max_length=64", "stage.row_length=96")
+    assert plan_of(*lengths, "stage.pack=true").shape.length == 96
+    assert plan_of(*lengths, "stage.pack=false").shape.length == 64
+
+
+def test_what_a_stages_policy_trains_is_planned_for() -> None:
+    parts = plan_of("stage.policy={vision.*: full}").parts
+    assert parts["vision encoder"].trainable == parts["vision encoder"].parameters
 
 
 def test_checkpointing_takes_less_memory_and_more_arithmetic() -> None:
@@ -197,6 +220,7 @@ def test_checkpointing_takes_less_memory_and_more_arithmetic() -> None:
     ("plan.ranks=0", "plan.ranks is 0; expected 1 or more"),
     ("plan.memory_gb=-1", "plan.memory_gb is -1"),
     ("plan.lenght=3", "did you mean 'plan.length'?"),
+    ("trainer.accumulate=3", "stage.batch_size=2 does not divide"),
     ("plan.images=100", "100 images take 100 positions"),
     ("plan.length=100000", "the language model reads"),
     ("model.language.name=nobody/nothing", "cannot load the language model 'nobody/nothing'"),
