@@ -13,6 +13,7 @@ import PIL.Image
 
 from flamingo_lite.document import IMAGE_TOKEN, Document, Image, Text
 from flamingo_lite.errors import SampleError
+from flamingo_lite.evaluation.results import write_atomically
 from flamingo_lite.generation.generate import generate
 from flamingo_lite.models.language import context_length
 from flamingo_lite.models.model import VisionLanguageModel
@@ -132,14 +133,15 @@ class SampleHistory:
     def _write(self) -> None:
         lines = (json.dumps(asdict(sample), ensure_ascii=False) + "\n" for sample in self.samples)
         # Surrogates: a byte-level tokenizer may decode to a lone one.
-        (self.directory / GENERATIONS).write_text("".join(lines), "utf-8", errors="backslashreplace")
+        data = "".join(lines).encode("utf-8", errors="backslashreplace")
+        write_atomically(self.directory / GENERATIONS, data)
 
 
 def read_samples(path: Path) -> list[Sample]:
     """The lines of a `generations.jsonl`, without one that was cut short; none without a file."""
     if not path.exists():
         return []
-    lines = path.read_text("utf-8").split("\n")[:-1]
+    lines = path.read_bytes().split(b"\n")[:-1]
     return [Sample(**json.loads(line)) for line in lines if line]
 
 

@@ -44,6 +44,12 @@ def test_a_lone_surrogate_and_a_line_that_was_cut_short_are_no_harm(tmp_path: Pa
     assert [s.step for s in read_samples(tmp_path / "generations.jsonl")] == [10]
 
 
+def test_a_file_cut_in_the_middle_of_a_letter_keeps_the_lines_before_it(tmp_path: Path) -> None:
+    line = '{"step": 10, "number": 0, "prompt": "a", "generated": "\u00e9", "target": ""}\n'.encode()
+    (tmp_path / "generations.jsonl").write_bytes(line + line[: line.index(b"\xc3") + 1])
+    assert [s.step for s in read_samples(tmp_path / "generations.jsonl")] == [10]
+
+
 def test_the_images_of_a_prompt_are_one_picture(image_of: Callable[[int], Image], tmp_path: Path) -> None:
     prompt = Prompt(Document([image_of(0), Text("a"), image_of(1), Text("b")]), "c")
     SampleHistory(tmp_path).add([sample(1)], [prompt])
