@@ -77,6 +77,10 @@ def run_stage(
     after ours. Errors: `FlamingoError` for shards, a checkpoint or settings that do not fit.
     """
     ranks = started_ranks(config.trainer)
+    # Refuses a batch that does not divide, before processes start and before anything of an earlier run is gone.
+    rows_each(
+        config.stage.batch_size, ranks.number if ranks else config.trainer.devices, config.trainer.accumulate
+    )
     if ranks is None:
         launch(as_yaml(config), config.trainer.devices)
         return Path(config.output) / MODEL

@@ -55,6 +55,14 @@ def test_a_batch_that_does_not_divide_names_the_nearest_that_do(recipe: Recipe, 
         run_stage(recipe(tmp_path / "run", batch_size=5, accumulate=2))
 
 
+def test_a_batch_that_does_not_divide_among_devices_is_refused_before_processes_start(
+    recipe: Recipe, tmp_path: Path
+) -> None:
+    with pytest.raises(FlamingoError, match=r"stage\.batch_size=5 does not divide among 2 ranks"):
+        run_stage(recipe(tmp_path / "run", batch_size=5, devices=2))
+    assert not (tmp_path / "run").exists()  # a rank would have claimed it
+
+
 def test_a_checkpoint_of_another_model_is_refused(
     recipe: Recipe, tmp_path: Path, model_config: dict[str, Any]
 ) -> None:
