@@ -103,9 +103,6 @@ def _run(
     if beginning.finished:
         console.print(f"{output / MODEL} is trained already; resume=never trains it anew")
         return output / MODEL
-    rows_each(
-        config.stage.batch_size, ranks.number, config.trainer.accumulate
-    )  # refuses what does not divide
     started = time.perf_counter()
     _prepare(config, ranks)
     model, processor = _start(config)
