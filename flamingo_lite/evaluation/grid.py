@@ -4,7 +4,7 @@
 """
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from flamingo_lite.document import Document, Text
@@ -120,8 +120,16 @@ class Setting:
 
 def setting_of(sample: Mapping[str, Any]) -> Setting:
     """The cell of a sample or of a cell's own line; what older files lack had one value then."""
-    named: dict[str, Any] = {item.name: sample[item.name] for item in fields(Setting) if item.name in sample}
-    return Setting(**({"style": ""} | named))
+    return Setting(
+        task=sample["task"],
+        split=sample["split"],
+        style=sample.get("style") or "",
+        condition=sample["condition"],
+        shots=sample["shots"],
+        selector=sample.get("selector", "random"),
+        order=sample.get("order", "own"),
+        zero_shot=sample.get("zero_shot", "plain"),
+    )
 
 
 @dataclass(frozen=True)
