@@ -6,11 +6,11 @@ A run that was ended in the middle goes on from here; one that is done leaves `s
 import json
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
 from flamingo_lite.errors import FlamingoError
+from flamingo_lite.evaluation.answers import Answered
 from flamingo_lite.evaluation.metrics import GenerationFailure
 from flamingo_lite.evaluation.ranking import Ranked
 from flamingo_lite.evaluation.results import write_atomically
@@ -21,15 +21,6 @@ IDENTITY = "run.json"
 
 Key = tuple[str | int, ...]
 """Which prediction: the model, the setting, the seed and the query."""
-
-
-@dataclass(frozen=True)
-class Answered:
-    """An outcome, the hash of the prompt that it answers, and whether the choice was too close to call."""
-
-    outcome: Outcome
-    prompt_sha: str
-    near_tie: bool = False
 
 
 class Journal:
@@ -71,28 +62,19 @@ def begin(directory: Path, identity: Mapping[str, Any]) -> None:
     """
     path = directory / FOLDER / IDENTITY
     if path.is_file():
-        check_same(_read_json(path), identity, directory)
-        return
+        before = _read_json(path)
+        if before == identity:
+            return
+        if next(_every_line(directory), None) is not None:
+            check_same(before, identity, directory)
     shutil.rmtree(path.parent, ignore_errors=True)
     write_atomically(path, (json.dumps(identity, indent=1) + "\n").encode())
 
 
 def read(directory: Path) -> dict[Key, Answered]:
-    """All whole lines of all processes; of a prediction that comes twice the last, failures left out."""
-    found = {}
-    for path in sorted((directory / FOLDER).glob("*.jsonl")):
-        for key, answered in _lines(path):
-            if not isinstance(answered.outcome, GenerationFailure):
-                found[key] = answered
-    return found
-
-
-def read_with_failures(directory: Path) -> dict[Key, Answered]:
-    """As `read`; predictions that failed each time stand there as failures."""
-    found = {}
-    for path in sorted((directory / FOLDER).glob("*.jsonl")):
-        found |= {key: answered for key, answered in _lines(path) if key not in found}
-    return found | read(directory)
+    """What all processes have answered, failures left out: they are to be tried again."""
+    answers = _every_line(directory)
+    return {key: found for key, found in answers if not isinstance(found.outcome, GenerationFailure)}
 
 
 def end(directory: Path) -> None:
@@ -136,6 +118,11 @@ def _line(key: Key, answered: Answered) -> str:
     else:
         record["raw"] = outcome
     return json.dumps(record, separators=(",", ":")) + "\n"
+
+
+def _every_line(directory: Path) -> Iterator[tuple[Key, Answered]]:
+    for path in sorted((directory / FOLDER).glob("*.jsonl")):
+        yield from _lines(path)
 
 
 def _lines(path: Path) -> Iterator[tuple[Key, Answered]]:

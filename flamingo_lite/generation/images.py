@@ -21,7 +21,7 @@ from flamingo_lite.processing import VisionLanguageProcessor
 from flamingo_lite.text.tokenizer import Encoded
 
 IMAGES_AT_ONCE = 128
-"""How many images are decoded and encoded together: bounds memory, changes no result."""
+"""How many images are decoded and encoded together: bounds memory."""
 
 MEDIA_BYTES = 4 * 2**30
 
@@ -33,13 +33,14 @@ MediaKey = tuple[str, tuple[int, ...]]
 class MediaStore:
     """The images that one model has encoded, over many calls. `media_bytes`: about what they may take.
 
-    `features`: patch features on the disk, of this model's encoder.
+    `features`: patch features on the disk, of this model's encoder. `at_once`: how many images are encoded together.
     """
 
     model: VisionLanguageModel
     processor: VisionLanguageProcessor
     media_bytes: int = MEDIA_BYTES
     features: FeatureCache | None = None
+    at_once: int = IMAGES_AT_ONCE
     pool: MediaPool = field(init=False)
 
     def __post_init__(self) -> None:
@@ -54,14 +55,14 @@ class MediaStore:
         missing = {key: image for key, image in wanted.items() if key not in self.pool}
         if not missing:
             return
-        room = min(IMAGES_AT_ONCE, self.pool.capacity - len(wanted)) - len(missing)
+        room = min(self.at_once, self.pool.capacity - len(wanted)) - len(missing)
         if room > 0:
             later = distinct_images(ahead)
             more = ((k, v) for k, v in later.items() if k not in self.pool and k not in missing)
             missing |= dict(islice(more, room))
         keys = list(missing)
-        for start in range(0, len(keys), IMAGES_AT_ONCE):
-            chosen = keys[start : start + IMAGES_AT_ONCE]
+        for start in range(0, len(keys), self.at_once):
+            chosen = keys[start : start + self.at_once]
             self.pool.put(chosen, self._encode({key: missing[key] for key in chosen}), keep=wanted.keys())
 
     def numbers(self, prompt: Encoded) -> list[int]:
