@@ -234,7 +234,6 @@ def test_without_resume_a_folder_is_begun_anew(solve: Generate, tmp_path: Path) 
 
 def test_failures_are_tried_again(solve: Generate, tmp_path: Path) -> None:
     config = asked()
-    failing: Generate = lambda documents, max_new_tokens: [GenerationFailure("down")] * len(documents)
     calls = 0
 
     def down_then_interrupted(documents: Sequence[Document], max_new_tokens: int) -> Any:
@@ -242,7 +241,7 @@ def test_failures_are_tried_again(solve: Generate, tmp_path: Path) -> None:
         calls += 1
         if calls == 3:
             raise KeyboardInterrupt
-        return failing(documents, max_new_tokens)
+        return [GenerationFailure("down")] * len(documents)
 
     with pytest.raises(KeyboardInterrupt):
         evaluate_all([rule(down_then_interrupted)], config, tmp_path, resume=True)
@@ -273,7 +272,9 @@ def test_a_run_says_in_its_headline_that_many_have_failed(
 
 
 def test_several_models_stand_in_one_file(solve: Generate, tmp_path: Path) -> None:
-    wrong: Generate = lambda documents, max_new_tokens: [" -1"] * len(documents)
+    def wrong(documents: Sequence[Document], max_new_tokens: int) -> list[str]:
+        return [" -1"] * len(documents)
+
     results = evaluate_all([rule(solve, "a"), rule(wrong, "b", "1" * 64)], asked(), tmp_path)
     assert results["models"] == {"a": {"checkpoint_sha": SHA}, "b": {"checkpoint_sha": "1" * 64}}
     values = {(c["model"], c["shots"]): c["value"] for c in results["cells"] if c["condition"] == "standard"}
