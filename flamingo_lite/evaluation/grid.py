@@ -12,6 +12,7 @@ from flamingo_lite.errors import FlamingoError
 from flamingo_lite.evaluation.conditions import CONDITIONS, Episode, blanked
 from flamingo_lite.evaluation.demonstrations import Example, episode_generator
 from flamingo_lite.evaluation.ranking import NEEDS_CONTENT_FREE
+from flamingo_lite.evaluation.rendering import RENDERINGS, rendered_answer
 from flamingo_lite.evaluation.selection import ORDERS, SELECTORS, Selection, Wanted, select
 from flamingo_lite.evaluation.tasks import TASKS, items_of
 from flamingo_lite.evaluation.tasks.task import (
@@ -40,8 +41,8 @@ class EvaluationConfig:
     Of splits, styles and conditions a task takes those that it has.
 
     `files`: what tasks from files read, by task (eval.files.TASK.NAME=PATH). `selector`, `order`: how demonstrations
-    are chosen and arranged; `zero_shot`: what a prompt without demonstrations begins with. `queries`: per split, or
-    all where there are fewer. `max_new_tokens`: in place of each style's own.
+    are chosen and arranged; `zero_shot`: what a prompt without demonstrations begins with. `rendering`: how this model
+    is shown a prompt. `queries`: per split, or all where there are fewer. `max_new_tokens`: in place of each style's own.
     """
 
     tasks: list[str] = field(default_factory=lambda: ["operator_induction"])
@@ -59,6 +60,7 @@ class EvaluationConfig:
     selector: str = "random"
     order: str = "own"
     zero_shot: str = "plain"
+    rendering: str = "interleaved"
     queries: int = 200
     batch_size: int = 64
     max_new_tokens: int | None = None
@@ -73,6 +75,7 @@ class EvaluationConfig:
             check_choice("task", name, TASKS)
         check_choice("order", self.order, ORDERS)
         check_choice("zero_shot", self.zero_shot, ZERO_SHOT)
+        check_choice("rendering", self.rendering, RENDERINGS)
         for name in ("queries", "batch_size", "resamples"):
             if (value := getattr(self, name)) < 1:
                 raise FlamingoError(f"{name} is {value}; expected at least 1")
@@ -116,6 +119,7 @@ class Setting:
     selector: str = "random"
     order: str = "own"
     zero_shot: str = "plain"
+    rendering: str = "interleaved"
 
 
 def setting_of(sample: Mapping[str, Any]) -> Setting:
@@ -129,6 +133,7 @@ def setting_of(sample: Mapping[str, Any]) -> Setting:
         selector=sample.get("selector", "random"),
         order=sample.get("order", "own"),
         zero_shot=sample.get("zero_shot", "plain"),
+        rendering=sample.get("rendering", "interleaved"),
     )
 
 
@@ -153,6 +158,16 @@ class Prompt:
     content_free: Document | None = None
 
     @property
+    def shown(self) -> Document:
+        """The document as the model is shown it."""
+        return RENDERINGS[self.setting.rendering](self.document)
+
+    @property
+    def shown_candidates(self) -> tuple[Text, ...]:
+        """The candidates as they continue `shown`."""
+        return tuple(rendered_answer(self.setting.rendering, candidate) for candidate in self.candidates)
+
+    @property
     def target(self) -> str:
         return self.query.answer
 
@@ -167,8 +182,9 @@ class Prompt:
 
 def settings(config: EvaluationConfig) -> list[Setting]:
     """The cells in the order in which they are reported, each once."""
+    shared = config.selector, config.order, config.zero_shot, config.rendering
     chosen = {
-        Setting(task, split, style, condition, shots, config.selector, config.order, config.zero_shot): None
+        Setting(task, split, style, condition, shots, *shared): None
         for task in config.tasks
         for condition in config.conditions
         if condition in TASKS[task].controls

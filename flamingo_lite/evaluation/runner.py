@@ -14,6 +14,7 @@ from flamingo_lite.evaluation.environment import environment, git_sha
 from flamingo_lite.evaluation.grid import EvaluationConfig, Prompt, Setting, prompts, settings
 from flamingo_lite.evaluation.metrics import GenerationFailure
 from flamingo_lite.evaluation.ranking import Likelihood, Rank, choose
+from flamingo_lite.evaluation.rendering import RENDERINGS
 from flamingo_lite.evaluation.results import (
     SCHEMA_VERSION,
     prompt_sha,
@@ -102,7 +103,7 @@ def _answered(asked: Sequence[Prompt], generate: Generate, rank: Rank | None) ->
         if not prompt.candidates:
             by_length.setdefault(prompt.max_new_tokens, []).append(i)
     for length, places in by_length.items():
-        raws = generate([asked[i].document for i in places], length)
+        raws = generate([asked[i].shown for i in places], length)
         if len(raws) != len(places):
             raise FlamingoError(
                 f"the generator returned {len(raws)} texts for {len(places)} documents; expected one each"
@@ -126,7 +127,8 @@ def _ranked(asked: Sequence[Prompt], rank: Rank | None) -> list[Outcome]:
 
     def key(document: Document, prompt: Prompt) -> tuple[str, tuple[str, ...]]:
         found = prompt_sha(document), tuple(candidate.text for candidate in prompt.candidates)
-        places.setdefault(found, (document, prompt.candidates))
+        shown = RENDERINGS[prompt.setting.rendering](document)
+        places.setdefault(found, (shown, prompt.shown_candidates))
         return found
 
     keys = [(key(p.document, p), None if p.content_free is None else key(p.content_free, p)) for p in asked]
