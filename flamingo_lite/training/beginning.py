@@ -47,7 +47,8 @@ class Beginning:
 
 
 def begin(config: TrainingConfig, defining: Mapping[str, Any], say: Say) -> Beginning:
-    """Looks at what lies in the output, and changes nothing there; `say` gets a line for what is odd.
+    """Looks at what lies in the output. All that it changes there is to put aside a checkpoint that is not whole, when one
+    before it is; `say` gets a line for that.
 
     Errors: `FlamingoError` when another run lies there.
     """
