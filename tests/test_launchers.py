@@ -104,9 +104,7 @@ def test_the_script_for_sbatch_asks_for_what_the_preset_and_the_overrides_say(
     cluster: Path, tmp_path: Path, settings: list[str]
 ) -> None:
     launcher = ["hydra/launcher=slurm", "hydra.launcher.partition=gpu", "hydra.launcher.nodes=2"]
-    done = launched(
-        "train", "-m", *launcher, *settings, "seed=0,1,2", f"output={tmp_path}/runs", "name=tiny"
-    )
+    done = launched("train", "-m", *launcher, *settings, "seed=0,1,2", f"output={tmp_path}/runs", "name=tiny")
     assert done.returncode == 2
     said = done.stderr.strip()
     assert said.startswith("flamingo-lite: SlurmLauncher: ")

@@ -6,13 +6,14 @@ it while the others wait; where each rank holds a share of the model, all of the
 
 import random
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as lightning
 import numpy as np
 import torch
+from transformers import StoppingCriteria, StoppingCriteriaList
 
 from flamingo_lite.document import Document
 from flamingo_lite.evaluation.grid import EvaluationConfig
@@ -21,6 +22,7 @@ from flamingo_lite.evaluation.runner import evaluate
 from flamingo_lite.generation.generate import generate
 from flamingo_lite.models.model import VisionLanguageModel
 from flamingo_lite.processing import VisionLanguageProcessor
+from flamingo_lite.training.beside import Beside
 from flamingo_lite.training.callbacks import Row
 from flamingo_lite.training.module import TrainingModule
 from flamingo_lite.training.ranks import Ranks
@@ -31,8 +33,8 @@ from flamingo_lite.training.tracking import Tracker
 FEW_SHOT = "few_shot"
 """The folder of the evaluations, one in each of its own: step-<step>/results.json and samples.jsonl."""
 
-Aside = Callable[[VisionLanguageModel, int, bool], Row]
-"""(model, step, whether all ranks generate together) -> columns."""
+Aside = Callable[[VisionLanguageModel, int, dict[str, Any]], Row]
+"""(model, step, options of every `generate`) -> columns."""
 
 
 class Asides(lightning.Callback):
@@ -84,22 +86,43 @@ class Asides(lightning.Callback):
         # by token would be compiled over and over.
         eager = torch.compiler.set_stance("force_eager")
         with self.paused(), undisturbed(), trainer.precision_plugin.forward_context(), eager:
-            if together or self.ranks.is_first:
-                with root_gathered(pl_module.model) if together else nullcontext():
-                    for aside in due:
-                        self._found |= aside(pl_module.model, step, together)
-            # The others wait here, and every rank's row is the same.
-            self._found = self.ranks.broadcast(self._found)
+
+            def work(options: dict[str, Any]) -> Row:
+                found = self._found
+                for aside in due:
+                    found |= aside(pl_module.model, step, options)
+                return found
+
+            if together:
+                with root_gathered(pl_module.model):
+                    found = work({"synced_gpus": True})
+                self._found = self.ranks.broadcast(found)
+            else:
+                self._found = self.ranks.first_alone(
+                    lambda is_alive: work({"stopping_criteria": StoppingCriteriaList([EachToken(is_alive)])})
+                )
 
 
-def few_shot(processor: VisionLanguageProcessor, config: EvaluationConfig, directory: Path | None) -> Aside:
+class EachToken(StoppingCriteria):
+    """Stops no text; calls `then` at each token."""
+
+    def __init__(self, then: Callable[[], None]) -> None:
+        self.then = then
+
+    def __call__(self, input_ids: Any, scores: Any, **kwargs: Any) -> Any:
+        self.then()
+        return torch.zeros(len(input_ids), dtype=torch.bool, device=input_ids.device)
+
+
+def few_shot(
+    processor: VisionLanguageProcessor, config: EvaluationConfig, directory: Path | None, beside: Beside
+) -> Aside:
     """An evaluation in columns few_shot/<task>/<split>/<style>/<condition>/<shots>_shots: the share of right answers.
 
     Its files go into a folder of its own in `directory`.
     """
 
-    def run(model: VisionLanguageModel, step: int, together: bool) -> Row:
-        options: dict[str, Any] = {"synced_gpus": True} if together else {}
+    def run(model: VisionLanguageModel, step: int, options: dict[str, Any]) -> Row:
 
         def answer(documents: Sequence[Document], max_new_tokens: int) -> list[str]:
             return generate(
@@ -112,7 +135,9 @@ def few_shot(processor: VisionLanguageProcessor, config: EvaluationConfig, direc
             )
 
         folder = None if directory is None else directory / FEW_SHOT / f"step-{step:08d}"
-        return few_shot_columns(evaluate(answer, config, folder))
+        with beside.writing(f"{directory}/{FEW_SHOT}"):
+            return few_shot_columns(evaluate(answer, config, folder))
+        return {}
 
     return run
 
@@ -135,17 +160,19 @@ def continued(
     count: int,
     history: SampleHistory | None,
     tracker: Tracker,
+    beside: Beside,
 ) -> Aside:
     """The first `count` prompts of `documents` continued, for the table of samples; no columns."""
     chosen: list[Prompt] = []
 
-    def run(model: VisionLanguageModel, step: int, together: bool) -> Row:
+    def run(model: VisionLanguageModel, step: int, options: dict[str, Any]) -> Row:
         if not chosen:
             chosen.extend(choose_prompts(model, processor, documents(), count))
-        samples = continue_prompts(model, processor, chosen, step, together)
+        samples = continue_prompts(model, processor, chosen, step, **options)
         if history is not None:
             history.add(samples, chosen)
-            tracker.log_samples(history, step)
+            with beside.writing("the table of samples for W&B"):
+                tracker.log_samples(history, step)
         return {}
 
     return run

@@ -17,14 +17,14 @@ from omegaconf import OmegaConf
 from flamingo_lite.errors import FlamingoError
 from flamingo_lite.evaluation.results import write_atomically
 from flamingo_lite.training.asides import FEW_SHOT
+from flamingo_lite.training.beside import Say, drop_lines_after
 from flamingo_lite.training.checkpointing import (
     FOLDER,
-    Say,
     VerifiedCheckpointIO,
     latest_checkpoint,
     read_record,
 )
-from flamingo_lite.training.rejects import REJECTS, drop_rejects_after
+from flamingo_lite.training.rejects import REJECTS
 from flamingo_lite.training.samples import GENERATIONS, PICTURES
 from flamingo_lite.training.settings import MODEL, TrainingConfig
 from flamingo_lite.training.skipping import FILE as SKIPPED_FILE
@@ -69,7 +69,8 @@ def make_ready(config: TrainingConfig, defining: Mapping[str, Any], beginning: B
     if beginning.checkpoint is None:
         _clear(output)
     else:
-        drop_rejects_after(output, beginning.step)
+        for name in (REJECTS, SKIPPED_FILE):
+            drop_lines_after(output / name, beginning.step)
         remember_run(output, VerifiedCheckpointIO().load_checkpoint(beginning.checkpoint).get(WANDB_RUN))
     write_summary(output, {"finished": False, "identity": defining})
     write_atomically(output / CONFIG, as_yaml(config).encode())

@@ -38,7 +38,9 @@ def _held(path: Path, until: float) -> IO[str]:
             file = path.open("w")
         except OSError as error:
             reason = error.strerror or first_line(error)
-            raise FlamingoError(f"{path.parent} cannot be written ({reason}); choose another output=") from error
+            raise FlamingoError(
+                f"{path.parent} cannot be written ({reason}); choose another output="
+            ) from error
         try:
             fcntl.flock(file.fileno(), fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
