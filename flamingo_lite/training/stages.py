@@ -49,7 +49,7 @@ from flamingo_lite.training.claim import claimed
 from flamingo_lite.training.datamodule import Counting, ShardDataModule, open_sources, shards_sha256
 from flamingo_lite.training.display import ProgressDisplay
 from flamingo_lite.training.features import open_features
-from flamingo_lite.training.interrupts import StopOnSignal
+from flamingo_lite.training.interrupts import StopOnSignal, ending_on_signal
 from flamingo_lite.training.launch import is_supervised, launch, leave_with_supervisor
 from flamingo_lite.training.lineage import CheckpointLineage, made_model, used_data
 from flamingo_lite.training.measuring import measuring
@@ -88,9 +88,10 @@ def run_stage(
     if is_supervised():
         leave_with_supervisor()
     console = (console or Console()) if ranks.is_first else Console(quiet=True)
-    join(ranks, config.trainer)
-    with claimed(Path(config.output)) if ranks.is_first else nullcontext():
-        return _run(config, ranks, console, callbacks)
+    with ending_on_signal(ranks.is_first):
+        join(ranks, config.trainer)
+        with claimed(Path(config.output)) if ranks.is_first else nullcontext():
+            return _run(config, ranks, console, callbacks)
 
 
 def _run(
