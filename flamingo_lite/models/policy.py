@@ -19,6 +19,7 @@ from flamingo_lite.models.adapters import (
     Adapter,
     adaptable,
     insert_adapters,
+    packed_numbers,
     quantize_adapted,
 )
 from flamingo_lite.names import check_choice, nearest
@@ -260,6 +261,7 @@ def part_of(name: str) -> str:
 
 
 def _rows(model: nn.Module, found: Mapping[str, Decision]) -> list[PolicyRow]:
+    packed = packed_numbers(model)
     groups: dict[tuple[str, str], list[tuple[str, nn.Parameter]]] = {}
     for name, parameter in model.named_parameters():
         groups.setdefault((part_of(name), found[name].pattern), []).append((name, parameter))
@@ -269,7 +271,7 @@ def _rows(model: nn.Module, found: Mapping[str, Decision]) -> list[PolicyRow]:
             pattern,
             found[members[0][0]].entry,
             len(members),
-            sum(p.numel() for _, p in members),
+            sum(packed.get(name, p.numel()) for name, p in members),
             sum(p.numel() for _, p in members if p.requires_grad),
             tuple(sorted({str(p.dtype).removeprefix("torch.") for _, p in members})),
         )

@@ -19,6 +19,8 @@ MODEL = "flamingo"
 
 PRECISIONS = ("32-true", "16-mixed", "bf16-mixed", "bf16-true")
 STRATEGIES = ("auto", "ddp", "fsdp2")
+AUTOCAST = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}
+"""The type that operations are done in under the precisions that are mixed."""
 FROZEN_DTYPES: dict[str, tuple[str, ...]] = {
     "bf16-mixed": ("float32", "bfloat16"),
     "16-mixed": ("float32", "float16"),
