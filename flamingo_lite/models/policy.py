@@ -134,6 +134,8 @@ def decide(model: nn.Module, policy: Mapping[str, Any] | None = None) -> dict[st
         matched = [name for name in names if _matches(name, pattern)]
         if not matched and pattern in given:
             raise _matches_nothing(pattern, names)
+        if pattern in given:
+            facts.check_targets(entry, pattern, matched)
         claimed = [name for name in matched if facts.claims(entry, name, is_frozen=not found[name].trains)]
         if matched and not claimed and pattern in given:
             raise FlamingoError(
@@ -220,6 +222,13 @@ class _Facts:
         if entry.mode == "new_rows":
             return last == "new_rows"
         return is_frozen and self._can_adapt(entry, owner)
+
+    def check_targets(self, entry: PolicyEntry, pattern: str, names: Iterable[str]) -> None:
+        """Errors: `FlamingoError` for a target that is no linear map among `names`, with the nearest that is."""
+        owners = {_plain(name).rpartition(".")[0] for name in names}
+        known = sorted({owner.rpartition(".")[2] for owner in owners if owner in self.adaptable})
+        for target in entry.targets if known else ():
+            check_choice(f"target of policy {pattern!r}:", target, known)
 
     def _can_adapt(self, entry: PolicyEntry, module: str) -> bool:
         found = self.adaptable.get(module)

@@ -117,6 +117,9 @@ def identity(config: TrainingConfig, shards: Mapping[str, str]) -> dict[str, Any
 def check_same_run(before: Mapping[str, Any], now: Mapping[str, Any], output: Path) -> None:
     """Errors: `FlamingoError` that names the first setting in which the two identities differ."""
     old, new = _flat(before), _flat(now)
+    # A setting that came with a later version had its default's effect before.
+    defaults = _flat(identity(TrainingConfig(), {}))
+    old = {**{name: value for name, value in defaults.items() if name in new}, **old}
     for name in sorted(old.keys() | new.keys()):
         if old.get(name) != new.get(name):
             raise FlamingoError(

@@ -111,7 +111,11 @@ def test_the_vision_encoders_own_attention_is_left_alone(model: VisionLanguageMo
         ({"language.*": {"mode": "lora", "rank": 1.5}}, "expected a whole number"),
         ({"language.*": {"mode": "lora", "dropout": 1.0}}, "dropout is 1.0"),
         ({"language.*": {"mode": "lora", "targets": "q_proj"}}, r"expected a list of names"),
-        ({"language.*": {"mode": "lora", "targets": ["query"]}}, "finds nothing to train there"),
+        ({"language.*": {"mode": "lora", "targets": ["query"]}}, "unknown target of policy 'language"),
+        (
+            {"language.*": {"mode": "lora", "targets": ["q_proj", "v_porj"]}},
+            "'v_porj'; did you mean 'v_proj'",
+        ),
         ({"language.*": {"learning_rate": -1}}, "learning_rate is -1"),
         ({"connector.*": "new_rows"}, "finds nothing to train there"),
         ({"language.model.layers.*.cross_attention.*": "lora"}, "entries before it leave frozen"),
