@@ -292,9 +292,10 @@ def policy_table(rows: Sequence[PolicyRow], learning_rate: float | None = None) 
     """The rows for the console; `learning_rate`: the optimizer's, where an entry gives none of its own."""
     table = Table(title="What trains (the last pattern that decides)")
     for name in ("part", "pattern", "policy"):
-        table.add_column(name)
+        table.add_column(name, overflow="fold")
     for name in ("parameters", "trainable", "dtype", "learning rate"):
-        table.add_column(name, justify="right")
+        # In a narrow terminal the names are broken, and no number is cut.
+        table.add_column(name, justify="right", no_wrap=True)
     for row in rows:
         rate = learning_rate if row.entry.learning_rate is None else row.entry.learning_rate
         table.add_row(

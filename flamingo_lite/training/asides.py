@@ -13,7 +13,6 @@ from typing import Any
 import lightning.pytorch as lightning
 import numpy as np
 import torch
-from transformers import StoppingCriteria, StoppingCriteriaList
 
 from flamingo_lite.document import Document
 from flamingo_lite.evaluation.grid import EvaluationConfig
@@ -33,8 +32,8 @@ from flamingo_lite.training.tracking import Tracker
 FEW_SHOT = "few_shot"
 """The folder of the evaluations, one in each of its own: step-<step>/results.json and samples.jsonl."""
 
-Aside = Callable[[VisionLanguageModel, int, dict[str, Any]], Row]
-"""(model, step, options of every `generate`) -> columns."""
+Aside = Callable[[VisionLanguageModel, int, bool], Row]
+"""(model, step, whether all ranks generate together) -> columns."""
 
 
 class Asides(lightning.Callback):
@@ -87,31 +86,23 @@ class Asides(lightning.Callback):
         eager = torch.compiler.set_stance("force_eager")
         with self.paused(), undisturbed(), trainer.precision_plugin.forward_context(), eager:
 
-            def work(options: dict[str, Any]) -> Row:
+            def work() -> Row:
                 found = self._found
                 for aside in due:
-                    found |= aside(pl_module.model, step, options)
+                    found |= aside(pl_module.model, step, together)
                 return found
 
+            def work_alone(is_alive: Callable[[], None]) -> Row:
+                with each_forward(pl_module.model, is_alive):
+                    return work()
+
+            # Every rank's row is the same.
             if together:
                 with root_gathered(pl_module.model):
-                    found = work({"synced_gpus": True})
+                    found = work()
                 self._found = self.ranks.broadcast(found)
             else:
-                self._found = self.ranks.first_alone(
-                    lambda is_alive: work({"stopping_criteria": StoppingCriteriaList([EachToken(is_alive)])})
-                )
-
-
-class EachToken(StoppingCriteria):
-    """Stops no text; calls `then` at each token."""
-
-    def __init__(self, then: Callable[[], None]) -> None:
-        self.then = then
-
-    def __call__(self, input_ids: Any, scores: Any, **kwargs: Any) -> Any:
-        self.then()
-        return torch.zeros(len(input_ids), dtype=torch.bool, device=input_ids.device)
+                self._found = self.ranks.first_alone(work_alone)
 
 
 def few_shot(
@@ -122,7 +113,8 @@ def few_shot(
     Its files go into a folder of its own in `directory`.
     """
 
-    def run(model: VisionLanguageModel, step: int, options: dict[str, Any]) -> Row:
+    def run(model: VisionLanguageModel, step: int, together: bool) -> Row:
+        options: dict[str, Any] = {"synced_gpus": True} if together else {}
 
         def answer(documents: Sequence[Document], max_new_tokens: int) -> list[str]:
             return generate(
@@ -165,10 +157,10 @@ def continued(
     """The first `count` prompts of `documents` continued, for the table of samples; no columns."""
     chosen: list[Prompt] = []
 
-    def run(model: VisionLanguageModel, step: int, options: dict[str, Any]) -> Row:
+    def run(model: VisionLanguageModel, step: int, together: bool) -> Row:
         if not chosen:
             chosen.extend(choose_prompts(model, processor, documents(), count))
-        samples = continue_prompts(model, processor, chosen, step, **options)
+        samples = continue_prompts(model, processor, chosen, step, together)
         if history is not None:
             history.add(samples, chosen)
             with beside.writing("the table of samples for W&B"):
@@ -189,6 +181,17 @@ def undisturbed() -> Iterator[None]:
         finally:
             random.setstate(states[0])
             np.random.set_state(states[1])
+
+
+@contextmanager
+def each_forward(model: VisionLanguageModel, then: Callable[[], None]) -> Iterator[None]:
+    """Calls `then` whenever the model, or its vision encoder, computes: at every token and every batch of images."""
+    hooks = [part.register_forward_pre_hook(lambda *_: then()) for part in (model, model.vision)]
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
 
 
 @contextmanager

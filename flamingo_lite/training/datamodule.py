@@ -219,7 +219,8 @@ class Batches:
             step.append(batch)
             if self.by_step and batch.position is None:  # others of this step follow
                 continue
-            trained = tuple(map(sum, zip(*(part.trained for part in step), strict=True)))
+            by_source = zip(*(part.trained for part in step), strict=True)
+            trained: tuple[int, ...] = tuple(int(sum(counts)) for counts in by_source)
             for part in step:
                 yield replace(part, step_trained=trained) if self.by_step else part
             step = []

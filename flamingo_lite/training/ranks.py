@@ -78,7 +78,8 @@ class Ranks:
         """
         if not self.is_first:
             while True:
-                is_done, value = self.broadcast((False, None))
+                nothing: Any = None
+                is_done, value = self.broadcast((False, nothing))
                 if is_done:
                     return value
         told = [time.monotonic()]

@@ -92,11 +92,12 @@ def continue_prompts(
     processor: VisionLanguageProcessor,
     prompts: Sequence[Prompt],
     step: int,
-    **options: Any,
+    in_step: bool = False,
 ) -> list[Sample]:
-    """What the model writes now. `options`: those of `generate`."""
+    """What the model writes now. `in_step`: several ranks generate together (see `generate`)."""
     if not prompts:
         return []
+    options: dict[str, Any] = {"synced_gpus": True} if in_step else {}
     documents = [prompt.document for prompt in prompts]
     texts = generate(model, processor, documents, max_new_tokens=NEW_TOKENS, **options)
     return [

@@ -81,6 +81,13 @@ def test_a_later_entry_takes_a_layer_out_of_the_adapted_ones(model: VisionLangua
     assert "language.model.layers.1.self_attn.q_proj.weight" in trained(model)
 
 
+def test_no_number_of_the_table_is_cut_in_a_narrow_terminal(model: VisionLanguageModel) -> None:
+    rows = apply_policy(model)
+    printed = io.StringIO()
+    Console(file=printed, width=80).print(policy_table(rows, 1e-4))
+    assert all(f"{row.numbers:,}" in printed.getvalue() for row in rows) and "…" not in printed.getvalue()
+
+
 def test_a_policy_applied_twice_is_applied_once(model: VisionLanguageModel) -> None:
     policy = {"language.*": "lora"}
     rows = apply_policy(model, policy)
