@@ -294,8 +294,9 @@ def policy_table(rows: Sequence[PolicyRow], learning_rate: float | None = None) 
     for name in ("part", "pattern", "policy"):
         table.add_column(name, overflow="fold")
     for name in ("parameters", "trainable", "dtype", "learning rate"):
-        # In a narrow terminal the names are broken, and no number is cut.
-        table.add_column(name, justify="right", no_wrap=True)
+        # In a narrow terminal words are broken, and no number is.
+        is_number = name in ("parameters", "trainable")
+        table.add_column(name, justify="right", overflow="fold", no_wrap=is_number)
     for row in rows:
         rate = learning_rate if row.entry.learning_rate is None else row.entry.learning_rate
         table.add_row(
