@@ -36,8 +36,8 @@ class VisionLanguageProcessor(ProcessorMixin):
 
     The tokenizer gets a padding token and the template's (`<image>`, `<|endofchunk|>`) where it lacks them.
     `chat_template`: how chat messages become text; by default as the template writes conversations, else the
-    tokenizer's own, with marks for images, or a line for each message. `connector_tokenizer`: of a connector that reads a text beside each image; None by default. It
-    is saved with the processor, in a folder of its own.
+    tokenizer's own, with marks for images, or a line for each message. `connector_tokenizer`: of a connector that reads
+    a text beside each image; None by default. It is saved with the processor, in a folder of its own.
     """
 
     def __init__(

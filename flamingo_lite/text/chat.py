@@ -107,7 +107,7 @@ def chat_template_of(conversation: ConversationTemplate) -> str:
     return BEGIN_AND_END + "{%- set t = {" + entries + "} -%}\n" + WRITTEN_AS_DATA
 
 
-def _in_jinja(value: str | bool | None) -> str:
+def _in_jinja(value: Any) -> str:
     """A value as an expression, the begin and end tokens in it as what they are to jinja."""
     if not isinstance(value, str):
         return str(value).lower()

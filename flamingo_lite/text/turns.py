@@ -41,7 +41,7 @@ def turns_of(document: Document, name: str) -> list[Turn]:
     Errors: `SampleError` ("role") naming the text whose role is not system, user or assistant.
     """
     turns: list[Turn] = []
-    waiting: list[Image] = []  # until the next text tells whose they are
+    waiting: list[Text | Image] = []  # until the next text tells whose they are
     for position, segment in enumerate(document):
         if isinstance(segment, Image):
             if turns and turns[-1].role == "user":
@@ -63,7 +63,7 @@ def turns_of(document: Document, name: str) -> list[Turn]:
         turns[-1].is_over = segment.role == "assistant" and segment.ends_chunk
         waiting = []
     if waiting:
-        turns.append(Turn("user", list(waiting)))
+        turns.append(Turn("user", waiting))
     return turns
 
 
