@@ -42,8 +42,8 @@ class PreparedBatch:
 
     `samples`: the documents of the batch; `rejects`: those that are missing from it; `outcomes`: for all of them in
     the plan's order, whether each was used. `capacity`: the positions that its rows could have held, None where
-    rows are not packed. `cut`: documents whose last turns were left out. `position`: where the run stands after this batch, None inside an accumulated step. `known`:
-    the features of images that a cache has; their pixels are 0.
+    rows are not packed. `cut`: documents whose last turns were left out. `position`: where the run stands after this
+    batch, None inside an accumulated step. `known`: the features of images that a cache has; their pixels are 0.
     """
 
     batch: Batch
