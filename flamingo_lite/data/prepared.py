@@ -43,8 +43,9 @@ class PreparedBatch:
     `samples`: the documents of the batch; `rejects`: those that are missing from it; `outcomes`: for all of them in
     the plan's order, whether each was used. `capacity`: the positions that its rows could have held, None where
     rows are not packed. `trained`: the trained-on tokens of each source; `step_trained`: the same of all the batches that
-    this rank adds up to a step, where that was asked for. `position`: where the run stands after this batch, None inside
-    an accumulated step. `known`: the features of images that a cache has; their pixels are 0.
+    this rank adds up to a step, where that was asked for. `cut`: documents whose last turns were left out. `position`: where
+    the run stands after this batch, None inside an accumulated step. `known`: the features of images that a cache has; their
+    pixels are 0.
     """
 
     batch: Batch
@@ -58,6 +59,7 @@ class PreparedBatch:
     tokens: int = 0
     trained: tuple[int, ...] = ()
     step_trained: tuple[int, ...] = ()
+    cut: int = 0
     position: Position | None = None
     known: KnownFeatures | None = None
 

@@ -181,6 +181,7 @@ class Reader(Dataset[PreparedBatch | str]):
             used,
             tokens=tokens,
             trained=tuple(trained),
+            cut=sum(reading.encoded.cut > 0 for reading in readings),
         )
 
     def _nothing(self, is_packed: bool) -> PreparedBatch:

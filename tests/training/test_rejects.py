@@ -87,6 +87,19 @@ def test_counts_go_on_from_a_checkpoint() -> None:
         second.gather()
 
 
+def test_cut_conversations_are_counted_and_go_on_from_a_checkpoint() -> None:
+    first, second = Consumption(None, 1.0, 4), Consumption(None, 1.0, 4)
+    for counts in (first, second):
+        batch = prepared("...")
+        batch.cut = 2
+        counts.take(batch, 1)
+        counts.gather()
+    second.load_state_dict(first.state_dict())
+    second.take(batch, 2)
+    second.gather()
+    assert second.columns() == {"documents": 6, "truncated": 4}
+
+
 def test_what_later_steps_wrote_down_is_dropped_when_they_are_taken_again(tmp_path: Path) -> None:
     counts = Consumption(tmp_path, 1.0, 100)
     for step in (1, 2, 3):
