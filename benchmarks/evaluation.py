@@ -228,8 +228,8 @@ sides in one process, in turns over the same queries.
 
 - **The same work**: OpenFlamingo's `Flamingo` with our weights under its names, gates at 0.5, its prompts, the same ids.
   {vqa[queries]:,} questions, demonstrations drawn for each from a pool of {options.pool:,}; {vqa[different]} answers differ
-  (choices closer than rounding). {ranking[queries]} queries rank; the log-probabilities differ by {ranking[furthest_apart]:.1e}
-  at most.
+  (choices closer than rounding). {ranking[queries]} queries rank; their log-probabilities differ by at most
+  {ranking[furthest_apart]:.1e}.
 - **flamingo_lite**: `ModelAnswers`, as `flamingo-lite eval` runs it, in batches of {options.batch_size}. Encoding the pool
   and every query is in its time: each image goes through the encoder once, its keys and values are made once. Class names
   run as one tree, {ranking[tokens_of_a_name]:.1f} tokens a name.

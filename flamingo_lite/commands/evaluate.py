@@ -145,8 +145,7 @@ def shown_on(display: "Any") -> "Progress":
 
 
 def subjects_of(config: "Config", processes: int) -> "list[Subject]":
-    """The models to evaluate, each under each of its renderings. Errors: `FlamingoError` for a directory that holds
-    none."""
+    """The models to evaluate. Errors: `FlamingoError` for a directory that holds none."""
     from flamingo_lite.checkpoints.io import load_processor
     from flamingo_lite.evaluation.runner import Subject
     from flamingo_lite.training.settings import MODEL
@@ -155,19 +154,15 @@ def subjects_of(config: "Config", processes: int) -> "list[Subject]":
     chosen = {name: Path(path) for name, path in config.models.items()} or {directory.name: directory}
     subjects = []
     for name, path in chosen.items():
-        conversation = getattr(load_processor(path).template, "conversation", None)
-        own = ["interleaved"] if conversation is None else ["turns", "one_turn"]
-        load, sha = loader(path, config, processes), weights_sha256(path)
-        subjects += [Subject(name, load, sha, rendering) for rendering in config.eval.renderings or own]
+        load_processor(path)  # what is wrong with a directory is said before anything is asked
+        subjects.append(Subject(name, loader(path, config, processes), weights_sha256(path)))
     return subjects
 
 
 def loader(path: Path, config: "Config", processes: int) -> "Callable[[], tuple[Generate, Rank | None]]":
-    """Loads a model on its device, once for all of its renderings."""
-    import functools
+    """Loads a model on its device, when called."""
 
-    @functools.cache
-    def load_once() -> "tuple[Generate, Rank | None]":
+    def load_answers() -> "tuple[Generate, Rank | None]":
         import torch
 
         from flamingo_lite.checkpoints.io import load
@@ -192,7 +187,7 @@ def loader(path: Path, config: "Config", processes: int) -> "Callable[[], tuple[
         answers = ModelAnswers(model, processor, config.eval.batch_size, media_bytes, features)
         return answers.generate, answers.rank
 
-    return load_once
+    return load_answers
 
 
 def weights_sha256(directory: Path) -> str:

@@ -22,6 +22,7 @@ from flamingo_lite.generation.prompts import evaluating, too_long
 from flamingo_lite.generation.score import candidate_ids, log_probabilities
 from flamingo_lite.models.model import VisionLanguageModel
 from flamingo_lite.processing import VisionLanguageProcessor
+from flamingo_lite.text.stop import stop_of
 from flamingo_lite.text.tokenizer import Encoded
 
 T = TypeVar("T")
@@ -59,6 +60,7 @@ class ModelAnswers:
         self, documents: Sequence[Document], max_new_tokens: int
     ) -> list[str | Written | GenerationFailure]:
         """See `answers.Generate`."""
+        ending = stop_of(self.processor.template, self.processor.tokenizer, documents)
 
         def run(prompts: Sequence[Encoded], batch_size: int, store: MediaStore) -> Found[Continuation]:
             return continuations(
@@ -66,6 +68,7 @@ class ModelAnswers:
                 self.processor,
                 prompts,
                 max_new_tokens,
+                ending,
                 batch_size=batch_size,
                 store=store,
                 share=len(documents) > 1 and not self.options,

@@ -4,7 +4,7 @@ What a computer rounds depends on which prompts ran together. A choice that roun
 that the same answer comes out however prompts were put together, and it is marked where it stays too close to call.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -13,6 +13,7 @@ from flamingo_lite.errors import FlamingoError
 from flamingo_lite.evaluation.grid import Prompt
 from flamingo_lite.evaluation.metrics import GenerationFailure
 from flamingo_lite.evaluation.ranking import Likelihood, Rank, Ranked, choose
+from flamingo_lite.evaluation.rendering import RENDERINGS
 from flamingo_lite.evaluation.results import prompt_sha
 from flamingo_lite.evaluation.scoring import Outcome
 
@@ -40,17 +41,12 @@ class Generate(Protocol):
     ) -> Sequence[str | Written | GenerationFailure]: ...
 
 
-Render = Callable[[Document], Document]
-
-
 @dataclass(frozen=True)
 class Answering:
-    """What answers: `rank` for styles that take the likeliest of given candidates, if it can. `render`: how it is
-    shown a prompt."""
+    """What answers: `rank` for styles that take the likeliest of given candidates, if it can."""
 
     generate: Generate
     rank: Rank | None = None
-    render: Render = lambda document: document
 
 
 @dataclass(frozen=True)
@@ -88,7 +84,7 @@ def _outcomes(asked: Sequence[Prompt], answering: Answering) -> list[tuple[Outco
         if not prompt.candidates:
             by_length.setdefault(prompt.max_new_tokens, []).append(i)
     for length, places in by_length.items():
-        documents = [answering.render(asked[i].document) for i in places]
+        documents = [asked[i].shown for i in places]
         raws = answering.generate(documents, length)
         if len(raws) != len(places):
             raise FlamingoError(
@@ -115,11 +111,12 @@ def _ranked(asked: Sequence[Prompt], answering: Answering) -> list[Ranked | Gene
 
     def key(document: Document, prompt: Prompt) -> tuple[str, tuple[str, ...]]:
         found = prompt_sha(document), tuple(candidate.text for candidate in prompt.candidates)
-        places.setdefault(found, (document, prompt.candidates))
+        shown = RENDERINGS[prompt.setting.rendering](document)
+        places.setdefault(found, (shown, prompt.shown_candidates))
         return found
 
     keys = [(key(p.document, p), None if p.content_free is None else key(p.content_free, p)) for p in asked]
-    documents = [answering.render(document) for document, _ in places.values()]
+    documents = [document for document, _ in places.values()]
     given = [candidates for _, candidates in places.values()]
     together = [slice(i, i + 1) for i in range(len(places))] if len(asked) == 1 else [slice(None)]
     found_each = [one for part in together for one in answering.rank(documents[part], given[part])]

@@ -59,6 +59,11 @@ RENDERINGS: dict[str, Callable[[Document], Document]] = {
 }
 
 
+def rendered_answer(rendering: str, answer: Text) -> Text:
+    """An answer as it continues a prompt that is shown so."""
+    return answer if rendering == "interleaved" else Text(answer.text.strip(), role="assistant")
+
+
 def _is_answer(segment: Segment) -> bool:
     return isinstance(segment, Text) and segment.loss and segment.ends_chunk
 

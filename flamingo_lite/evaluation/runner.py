@@ -27,7 +27,6 @@ from flamingo_lite.evaluation.grid import (
 )
 from flamingo_lite.evaluation.journal import Journal, Key
 from flamingo_lite.evaluation.ranking import Rank
-from flamingo_lite.evaluation.rendering import RENDERINGS
 from flamingo_lite.evaluation.results import (
     RESULTS,
     SCHEMA_VERSION,
@@ -40,7 +39,6 @@ from flamingo_lite.evaluation.results import (
 )
 from flamingo_lite.evaluation.scoring import cell_of, in_order, score_cell
 from flamingo_lite.evaluation.selection import SELECTORS, Selection
-from flamingo_lite.names import check_choice
 
 T = TypeVar("T")
 
@@ -84,15 +82,13 @@ class Alone:
 
 @dataclass(frozen=True)
 class Subject:
-    """A model under evaluation, loaded when its turn comes, if any question is still open.
-
-    `rendering`: how it is shown prompts. `info`: what results.json says of it.
+    """A model under evaluation, loaded when its turn comes, if any question is still open. `info`: what results.json
+    says of it.
     """
 
     name: str
     load: Callable[[], tuple[Generate, Rank | None]]
     checkpoint_sha: str | None = None
-    rendering: str = "interleaved"
     info: Mapping[str, Any] = field(default_factory=dict)
 
 
@@ -106,11 +102,10 @@ def evaluate(
     model: str = "flamingo",
     checkpoint_sha: str | None = None,
     model_info: Mapping[str, Any] | None = None,
-    rendering: str = "interleaved",
     progress: Progress | None = None,
 ) -> dict[str, Any]:
     """`evaluate_all` of one model, whatever lies in `directory`."""
-    subject = Subject(model, lambda: (generate, rank), checkpoint_sha, rendering, model_info or {})
+    subject = Subject(model, lambda: (generate, rank), checkpoint_sha, model_info or {})
     return evaluate_all([subject], config, directory, selectors=selectors, progress=progress)
 
 
@@ -150,7 +145,7 @@ def evaluate_all(
 def identity_of(subjects: Sequence[Subject], config: EvaluationConfig) -> dict[str, Any]:
     """What changes the answers, as plain JSON."""
     chosen = {name: value for name, value in asdict(config).items() if name not in CHANGES_NOTHING}
-    models = {_label(subject): subject.checkpoint_sha for subject in subjects}
+    models = {subject.name: subject.checkpoint_sha for subject in subjects}
     return {"version": flamingo_lite.__version__, "eval": chosen, "models": models}
 
 
@@ -192,7 +187,7 @@ class _Run:
             nonlocal answering
             if waiting:
                 if answering is None:
-                    answering = Answering(*subject.load(), RENDERINGS[subject.rendering])
+                    answering = Answering(*subject.load())
                 found = dict(zip(waiting, answers(list(waiting.values()), answering), strict=True))
                 if kept is not None:
                     kept.write(list(found.items()))
@@ -292,23 +287,17 @@ class _Run:
         answered = [found[_key(subject, setting, *place)] for place in places]
         lines = score_cell(prompts, [each.outcome for each in answered], subject.name)
         for line, each in zip(lines, answered, strict=True):
-            line |= {"rendering": subject.rendering, "near_tie": each.near_tie}
+            line["near_tie"] = each.near_tie
         cell = cell_of(setting, subject.name, lines, prompts, self.config.resamples)
         near_ties = sum(each.near_tie for each in answered)
-        return lines, {**cell, "rendering": subject.rendering, "n_near_ties": near_ties}
+        return lines, {**cell, "n_near_ties": near_ties}
 
 
 def _check_subjects(subjects: Sequence[Subject]) -> None:
-    labels = [_label(subject) for subject in subjects]
-    if twice := next((label for label in labels if labels.count(label) > 1), None):
+    names = [subject.name for subject in subjects]
+    if twice := next((name for name in names if names.count(name) > 1), None):
         raise FlamingoError(f"the model {twice} is named twice; give each a name of its own")
-    for subject in subjects:
-        check_choice("rendering", subject.rendering, RENDERINGS)
-
-
-def _label(subject: Subject) -> str:
-    return subject.name if subject.rendering == "interleaved" else f"{subject.name} ({subject.rendering})"
 
 
 def _key(subject: Subject, setting: Setting, seed: int, query_id: int) -> Key:
-    return (_label(subject), *asdict(setting).values(), seed, query_id)
+    return (subject.name, *asdict(setting).values(), seed, query_id)

@@ -17,6 +17,7 @@ from flamingo_lite.generation.prompts import PromptBatch, encode_prompts, evalua
 from flamingo_lite.models.model import VisionLanguageModel
 from flamingo_lite.models.parts import CACHE
 from flamingo_lite.processing import VisionLanguageProcessor
+from flamingo_lite.text.stop import Stop, stop_at, stop_of
 from flamingo_lite.text.tokenizer import Encoded
 
 
@@ -33,7 +34,8 @@ def generate(
     say more.
 
     `options` go to `model.generate` (num_beams, do_sample, ...). `stop`: a token, or any string, at which a
-    text is cut; True is the token with which the processor's template ends a chunk. Every distinct image (by
+    text is cut; True is what ends a chunk, or an answer of a conversation, in the processor's template. Every distinct
+    image (by
     `Image.id`) is encoded once over the whole call, and its keys and values are projected once per fused layer;
     what several prompts begin with is run once. Raises FlamingoError for a prompt that does not fit the context, by
     its index.
@@ -45,13 +47,17 @@ def generate(
     _check_new_tokens(max_new_tokens)
     encoded = encode_prompts(model, processor, documents, max_new_tokens)
     texts = [""] * len(encoded)
+    if stop is True:
+        ending = stop_of(processor.template, processor.tokenizer, documents)
+    else:
+        ending = stop_at(stop, processor.tokenizer)
     found = continuations(
         model,
         processor,
         encoded,
         max_new_tokens,
+        ending,
         batch_size=batch_size,
-        stop=stop,
         # Other ways of decoding bring caches of their own, or ranks that have to call the model equally often.
         share=not options,
         **options,
@@ -76,19 +82,18 @@ def continuations(
     processor: VisionLanguageProcessor,
     encoded: Sequence[Encoded],
     max_new_tokens: int,
+    ending: Stop,
     *,
     batch_size: int,
-    stop: str | Literal[True] | None = True,
     store: MediaStore | None = None,
     share: bool = True,
     **options: Any,
 ) -> Iterator[tuple[int, Continuation]]:
-    """Each prompt's place and what the model writes after it, as they come; see `generate` and `prompt_batches`."""
+    """Each prompt's place and what the model writes after it, up to `ending`, as they come; see `generate` and
+    `prompt_batches`."""
     _check_new_tokens(max_new_tokens)
     tokenizer = processor.tokenizer
-    if stop is True:
-        stop = processor.template.end_of_chunk
-    stop_id = tokenizer.get_vocab().get(stop) if stop is not None else None
+    stop_id = tokenizer.get_vocab()[ending.token] if ending.token is not None else None
     ends = end_tokens(stop_id, tokenizer.eos_token_id, model.generation_config.eos_token_id)
     settings = {
         "do_sample": False,
@@ -98,6 +103,8 @@ def continuations(
         "max_new_tokens": max_new_tokens,
         **options,
     }
+    if ending.words and ending.token is None:
+        settings |= {"stop_strings": [ending.words], "tokenizer": tokenizer}
     is_greedy = not settings["do_sample"] and settings["num_beams"] == 1
     with evaluating(model):
         for batch in prompt_batches(model, processor, encoded, batch_size, store, share):
@@ -105,9 +112,7 @@ def continuations(
             written = _written(model, batch, settings, margins)
             for number, (row, ids) in enumerate(zip(batch.rows, written, strict=True)):
                 length = next((i for i, token in enumerate(ids) if token in ends), len(ids))
-                text = tokenizer.decode(ids[:length], skip_special_tokens=True)
-                if stop is not None and stop_id is None:
-                    text = text.split(stop, 1)[0]
+                text = ending.answer(tokenizer.decode(ids[:length], skip_special_tokens=True))
                 yield row, Continuation(text, margins.least(number, length + 1) if margins else None)
 
 

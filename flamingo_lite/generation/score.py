@@ -8,6 +8,7 @@ Shape letters: b batch, t text positions, s candidates, l tokens of the longest 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -32,6 +33,7 @@ from flamingo_lite.models.parts import CACHE
 from flamingo_lite.nn.masks import first_images
 from flamingo_lite.processing import VisionLanguageProcessor
 from flamingo_lite.text.tokenizer import Encoded
+from flamingo_lite.text.turns import has_roles
 
 LOGITS_AT_ONCE = 2**27
 """How many logits a forward of a tree may give: bounds memory, changes no result."""
@@ -49,7 +51,8 @@ def score(
 ) -> Tensor:
     """(documents, candidates) float32: log-probability of each candidate's tokens after each document.
 
-    A candidate is one text segment; `Text("yes", ends_chunk=True)` also counts the token that ends it, so
+    A candidate is one text segment, an answer of the assistant where a document is a conversation;
+    `Text("yes", ends_chunk=True)` also counts the token that ends it, so
     that a candidate is not preferred for being the beginning of another. Raises FlamingoError for no
     candidates, an empty one, or a prompt that does not fit the context, by its index.
     """
@@ -70,7 +73,10 @@ def candidate_ids(
 ) -> list[list[int]]:
     """The tokens that each candidate adds to a document. Raises FlamingoError for one that adds none."""
     start = len(processor.encode(document))
-    answers = [processor.encode(Document([*document, c])).input_ids[start:] for c in candidates]
+    segments = [c if isinstance(c, Text) else Text(c) for c in candidates]
+    if has_roles(document):
+        segments = [replace(c, role="assistant") for c in segments]
+    answers = [processor.encode(Document([*document, c])).input_ids[start:] for c in segments]
     if not all(answers):
         raise FlamingoError(f"candidate {answers.index([])} is empty; a candidate needs at least one token")
     return answers

@@ -154,10 +154,8 @@ def counting(solve: Generate, stop_at: int | None = None) -> tuple[Generate, lis
     return generate, calls
 
 
-def rule(
-    generate: Generate, name: str = "rule", sha: str | None = SHA, rendering: str = "interleaved"
-) -> Subject:
-    return Subject(name, lambda: (generate, None), sha, rendering)
+def rule(generate: Generate, name: str = "rule", sha: str | None = SHA) -> Subject:
+    return Subject(name, lambda: (generate, None), sha)
 
 
 def interrupted(solve: Generate, directory: Path, config: EvaluationConfig, at: int) -> int:
@@ -304,25 +302,6 @@ def test_a_model_is_loaded_only_if_something_is_left_to_ask(solve: Generate, tmp
 def test_two_models_of_one_name_are_refused(solve: Generate) -> None:
     with pytest.raises(FlamingoError, match="named twice"):
         evaluate_all([rule(solve), rule(solve)], asked(), None)
-
-
-def test_a_rendering_changes_what_is_shown_and_not_what_was_asked(solve: Generate, tmp_path: Path) -> None:
-    roles: list[set[str | None]] = []
-
-    def generate(documents: Sequence[Document], max_new_tokens: int) -> list[str]:
-        roles.append({text.role for document in documents for text in document.texts})
-        return [" 1"] * len(documents)
-
-    subjects = [rule(generate, rendering=name) for name in ("interleaved", "turns")]
-    results = evaluate_all(subjects, asked(styles=["direct"], control_styles=["direct"]), tmp_path)
-    assert {None} in roles and {"user", "assistant"} in roles
-    found = load_samples(tmp_path)
-    shas = {
-        name: sorted(s["prompt_sha"] for s in found if s["rendering"] == name)
-        for name in ("interleaved", "turns")
-    }
-    assert shas["interleaved"] == shas["turns"]
-    assert {cell["rendering"] for cell in results["cells"]} == {"interleaved", "turns"}
 
 
 def close(margins: Callable[[int], float]) -> tuple[Generate, list[int]]:

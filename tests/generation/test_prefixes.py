@@ -25,8 +25,10 @@ from flamingo_lite.generation.score import log_probabilities
 from flamingo_lite.models.build import build
 from flamingo_lite.models.model import VisionLanguageModel
 from flamingo_lite.processing import VisionLanguageProcessor
+from flamingo_lite.text.stop import Stop
 from flamingo_lite.text.tokenizer import Encoded
 
+NEVER = Stop()
 MARK = 60
 IMAGES = [Image(bytes([i])) for i in range(3)]
 
@@ -160,10 +162,10 @@ def test_caches_change_no_text_and_no_score(
     store = MediaStore(model, processor)
     store.pool.capacity = images
     answers = [[5], [5, 6], [5, 7, 8], [9, 9]]
-    shared = dict(continuations(model, processor, encoded, 3, batch_size=batch_size, store=store))
+    shared = dict(continuations(model, processor, encoded, 3, NEVER, batch_size=batch_size, store=store))
     scored = dict(log_probabilities(model, processor, encoded, answers, batch_size=batch_size, store=store))
     for i, prompt in enumerate(encoded):
-        ((_, alone),) = continuations(model, processor, [prompt], 3, batch_size=1, share=False)
+        ((_, alone),) = continuations(model, processor, [prompt], 3, NEVER, batch_size=1, share=False)
         ((_, scores),) = log_probabilities(model, processor, [prompt], answers, batch_size=4, share=False)
         torch.testing.assert_close(scored[i], scores, atol=1e-4, rtol=1e-4)
         assert alone.margin is not None and shared[i].margin == pytest.approx(alone.margin, abs=1e-4)

@@ -18,6 +18,7 @@ from flamingo_lite.document import Image
 from flamingo_lite.generation.generate import continuations
 from flamingo_lite.generation.score import log_probabilities
 from flamingo_lite.models.model import VisionLanguageModel
+from flamingo_lite.text.stop import Stop
 from flamingo_lite.text.tokenizer import Encoded
 
 EVERY = {**FAMILIES, **PACKED_ALONE}
@@ -78,7 +79,7 @@ def test_a_family_finds_the_same_with_shared_beginnings_and_trees(
     for share in (False, True):
         found = log_probabilities(family_model, its, encoded, ANSWERS, batch_size=64, share=share)
         scores[share] = torch.stack([row for _, row in sorted(found, key=lambda pair: pair[0])])
-        texts[share] = dict(continuations(family_model, its, encoded, 4, batch_size=64, share=share))
+        texts[share] = dict(continuations(family_model, its, encoded, 4, Stop(), batch_size=64, share=share))
     torch.testing.assert_close(scores[True], scores[False], atol=1e-4, rtol=1e-4)
     for place, continuation in texts[False].items():
         assert texts[True][place].text == continuation.text
