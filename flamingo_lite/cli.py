@@ -13,6 +13,7 @@ from typing import NoReturn
 
 import flamingo_lite
 from flamingo_lite.commands import (
+    compare,
     dashboard,
     data_check,
     data_convert,
@@ -44,6 +45,7 @@ COMMANDS: dict[str, ModuleType] = {
     "data index": data_index,
     "train": train,
     "eval": evaluate,
+    "compare": compare,
     "report": report,
     "export": export,
     "plan": plan,
