@@ -28,14 +28,15 @@ KINDS = ("matrices", "vectors", "gates")
 class OptimizerConfig:
     """AdamW and its schedule. `gate_factor` multiplies the learning rate of the tanh gates alone.
 
-    After `warmup_steps` the rate falls by `decay` ("cosine" or "linear") to `final_fraction` of its peak, and stays
-    constant where that is 1.
+    After `warmup_steps`, or `warmup_fraction` of all steps in place of them, the rate falls by `decay` ("cosine" or
+    "linear") to `final_fraction` of its peak, and stays constant where that is 1.
     """
 
     learning_rate: float = 1e-3
     final_fraction: float = 0.1
     decay: str = "cosine"
     warmup_steps: int = 50
+    warmup_fraction: float | None = None
     weight_decay: float = 0.05
     betas: list[float] = field(default_factory=lambda: [0.9, 0.95])
     epsilon: float = 1e-8
@@ -50,10 +51,18 @@ class OptimizerConfig:
         for name in ("weight_decay", "warmup_steps", "gradient_clip"):
             if not getattr(self, name) >= 0:
                 raise FlamingoError(f"optimizer.{name} is {getattr(self, name)}; expected 0 or more")
+        if self.warmup_fraction is not None and not 0 <= self.warmup_fraction <= 1:
+            raise FlamingoError(
+                f"optimizer.warmup_fraction is {self.warmup_fraction}; expected 0 to 1, or null for warmup_steps"
+            )
         if not 0 <= self.final_fraction <= 1:
             raise FlamingoError(f"optimizer.final_fraction is {self.final_fraction}; expected 0 to 1")
         if len(self.betas) != 2 or not all(0 <= beta < 1 for beta in self.betas):
             raise FlamingoError(f"optimizer.betas is {list(self.betas)}; expected two numbers in [0, 1)")
+
+    def warmup(self, steps: int) -> int:
+        """The steps of the warm-up, of `steps` in all; a fraction is rounded up."""
+        return self.warmup_steps if self.warmup_fraction is None else math.ceil(steps * self.warmup_fraction)
 
 
 def learning_rate_factor(
@@ -117,7 +126,7 @@ def build_optimizer(
     factor = partial(
         learning_rate_factor,
         steps=steps,
-        warmup_steps=config.warmup_steps,
+        warmup_steps=config.warmup(steps),
         final_fraction=config.final_fraction,
         decay=config.decay,
     )
