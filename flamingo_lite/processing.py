@@ -316,8 +316,8 @@ def _check_marks(document: Encoded, image_token_id: int, image_tokens: int) -> N
     marks = document.input_ids.count(image_token_id)
     if marks != len(document.images) * image_tokens:
         raise FlamingoError(
-            f"{document.name}: {marks} {IMAGE_TOKEN} ids for {len(document.images)} images; expected {image_tokens} for each "
-            "(template.image_tokens): encode it with the processor that belongs to the model"
+            f"{document.name}: {marks} {IMAGE_TOKEN} ids for {len(document.images)} images; expected {image_tokens} for "
+            "each (template.image_tokens): encode it with the processor that belongs to the model"
         )
 
 

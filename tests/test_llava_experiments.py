@@ -55,11 +55,14 @@ def test_rates_are_those_that_were_published_and_nothing_decays(built: Built) ->
         for parameter in group["params"]:
             part = names[parameter].split(".")[0]
             rates.setdefault(part, set()).add(group["initial_lr"])
-    assert rates == {
-        "align": {"connector": {1e-3}},
-        "instruct": {"connector": {2e-5}, "language": {2e-5}},
-        "lora": {"connector": {2e-5}, "language": {2e-4}},
-    }[stage]
+    assert (
+        rates
+        == {
+            "align": {"connector": {1e-3}},
+            "instruct": {"connector": {2e-5}, "language": {2e-5}},
+            "lora": {"connector": {2e-5}, "language": {2e-4}},
+        }[stage]
+    )
     (factor, *_) = schedule.lr_lambdas  # type: ignore[attr-defined]
     # 3% of warm-up, then a cosine down to nothing.
     assert [factor(step) for step in (0, 29, 30, 999)] == pytest.approx([1 / 30, 1.0, 1.0, 0.0])

@@ -75,9 +75,15 @@ def is_answer(segment: Text | Image) -> bool:
 
 def figures(rights: Sequence[bool], of: Sequence[int] | None = None) -> dict[str, object]:
     """The share that is right, with a 95% interval by a bootstrap over conversations (`of`)."""
-    found = clustered_bootstrap([float(right) for right in rights], list(of or range(len(rights))), 2000, bounds=(0.0, 1.0))
+    found = clustered_bootstrap(
+        [float(right) for right in rights], list(of or range(len(rights))), 2000, bounds=(0.0, 1.0)
+    )
     interval = None if found.ci95 is None else [round(bound, 3) for bound in found.ci95]
-    return {"value": None if found.value is None else round(found.value, 3), "ci95": interval, "n": len(rights)}
+    return {
+        "value": None if found.value is None else round(found.value, 3),
+        "ci95": interval,
+        "n": len(rights),
+    }
 
 
 def main() -> None:
@@ -102,16 +108,17 @@ def main() -> None:
         wrong[name] = [pair for pair in pairs if pair[0] != pair[1]][:5]
         print(f"{name:>28}  {results[name]}  {wrong[name][:2]}", flush=True)
 
-    documents = [
-        two_images(random.Random(f"two images {i}"), held_out=True) for i in range(arguments.number)
-    ]
+    documents = [two_images(random.Random(f"two images {i}"), held_out=True) for i in range(arguments.number)]
     said = played(model, processor, documents)
     by_kind: dict[str, list[bool]] = defaultdict(list)
     turns: list[bool] = []
     owners: list[int] = []
     confused: list[bool] = []
     for owner, (document, pairs) in enumerate(zip(documents, said, strict=True)):
-        asked = [(turn["kind"], turn["image"], *pair) for turn, pair in zip(document.meta["turns"], pairs, strict=True)]
+        asked = [
+            (turn["kind"], turn["image"], *pair)
+            for turn, pair in zip(document.meta["turns"], pairs, strict=True)
+        ]
         for kind, image, answer, wanted in asked:
             by_kind[kind].append(answer == wanted)
             turns.append(answer == wanted)

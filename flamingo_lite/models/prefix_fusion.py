@@ -24,6 +24,7 @@ from flamingo_lite.models.packing import attention_windows, packed_masks, refuse
 from flamingo_lite.models.parts import CACHE
 from flamingo_lite.nn.cache import Media
 
+
 class MarksError(FlamingoError):
     """The `<image>` ids of `row` do not fit its images."""
 

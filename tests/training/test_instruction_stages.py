@@ -81,9 +81,10 @@ def test_the_second_stage_changes_what_the_table_says(
     before, _ = load(first)
     table = apply_policy(before, policy)
     after, _ = load(run_stage(llava_recipe(tmp_path / "second", start=str(first), policy=policy)))
-    trains = {name for name, p in before.named_parameters() if p.requires_grad}
     assert changed(before, after) == {name for name, p in before.named_parameters() if p.requires_grad}
-    assert sum(row.trainable for row in table) == sum(p.numel() for p in after.parameters() if p.requires_grad)
+    assert sum(row.trainable for row in table) == sum(
+        p.numel() for p in after.parameters() if p.requires_grad
+    )
     parts = {row.part for row in table if row.trainable}
     assert parts == (
         {"connector", "adapters"} if "lora" in stage else {"connector", "language model", "new rows"}

@@ -16,6 +16,7 @@ from flamingo_lite.training.optim import (
     learning_rate_factor,
     parameter_groups,
 )
+from flamingo_lite.training.settings import StageConfig, TrainerConfig, TrainingConfig
 
 
 class Toy(nn.Module):
@@ -161,3 +162,13 @@ def test_a_fraction_of_the_steps_can_be_the_warm_up() -> None:
     assert OptimizerConfig(warmup_fraction=0.03).warmup(101) == 4
     with pytest.raises(FlamingoError, match=r"optimizer\.warmup_fraction is 1\.5"):
         OptimizerConfig(warmup_fraction=1.5)
+
+
+def test_muon_does_not_go_with_shares_of_matrices() -> None:
+    with pytest.raises(
+        FlamingoError, match=r"stage\.optimizer\.muon_factor does not go with trainer\.strategy=fsdp2"
+    ):
+        TrainingConfig(
+            stage=StageConfig(optimizer=OptimizerConfig(muon_factor=4.0)),
+            trainer=TrainerConfig(strategy="fsdp2"),
+        )

@@ -77,7 +77,9 @@ def two_images(generator: random.Random, painter: Painter = paint, held_out: boo
     other = draw_scene_with(generator, subject, held_out=held_out)
     shown = generator.sample((first, other), 2)
     turns = same_question(shown, generator)
-    drawn = [draw_turns(its, image, TURNS_OF_TWO, generator, is_named=True) for image, its in enumerate(shown)]
+    drawn = [
+        draw_turns(its, image, TURNS_OF_TWO, generator, is_named=True) for image, its in enumerate(shown)
+    ]
     fresh = [turn for some in zip_longest(*drawn) for turn in some if turn is not None]
     asked = {(turn.kind, turn.image) for turn in turns}
     turns += [turn for turn in fresh if (turn.kind, turn.image) not in asked][: TURNS_OF_TWO - len(turns)]
