@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import islice, zip_longest
 
-from flamingo_lite.data.synthetic.canvas import draw_text
+from flamingo_lite.data.synthetic.canvas import Source, draw_text
 from flamingo_lite.data.synthetic.picture import Painter, Picture, paint
 from flamingo_lite.data.synthetic.questions import (
     ANY,
@@ -142,7 +142,7 @@ def conversation(
     arrivals: Sequence[int],
     generator: random.Random,
     painter: Painter = paint,
-    source: str = "train",
+    source: Source = "train",
 ) -> Document:
     """The turns as a document; image i stands in the user's turn `arrivals[i]`, before its words or behind them.
 
@@ -161,7 +161,7 @@ def conversation(
     return Document(segments, meta={"turns": [{"kind": t.kind, "image": t.image} for t in turns]})
 
 
-def picture(shown: Shown, source: str = "train") -> Picture:
+def picture(shown: Shown, source: Source = "train") -> Picture:
     if isinstance(shown, str):
         return Picture(shown, functools.partial(draw_text, shown, source=source))
     return scene(shown.content)
