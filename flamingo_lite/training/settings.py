@@ -183,6 +183,11 @@ class TrainingConfig:
                 "that knows its images would leave the others waiting; use trainer.strategy=ddp, or "
                 "data.features.directory=null"
             )
+        if self.trainer.strategy == "fsdp2" and self.stage.optimizer.muon_factor is not None:
+            raise FlamingoError(
+                "stage.optimizer.muon_factor does not go with trainer.strategy=fsdp2, where a rank has only a part of each "
+                "matrix; use trainer.strategy=ddp, or muon_factor=null"
+            )
 
 
 def torch_device(accelerator: str) -> torch.device:
