@@ -11,7 +11,7 @@ from flamingo_lite.teacher.asking import Asker
 from flamingo_lite.teacher.cache import AnswerCache
 from flamingo_lite.teacher.endpoint import Endpoint
 from flamingo_lite.teacher.local import Local
-from flamingo_lite.teacher.messages import Sampling, Teacher
+from flamingo_lite.teacher.messages import Rule, Sampling, Teacher
 
 
 def _option(default: Any, help: str) -> Any:
@@ -87,6 +87,6 @@ def make_teacher(name: str, options: TeacherOptions, rules: Mapping[str, Teacher
 
 
 def make_asker(teacher: Teacher, options: TeacherOptions, directory: Path) -> Asker:
-    """`directory`: what is written; answers are kept in it where the options name no cache."""
-    cache = AnswerCache(options.cache or directory / ".teacher")
+    """`directory`: what is written; answers are kept in it where the options name no cache. A rule's need not be kept."""
+    cache = None if isinstance(teacher, Rule) else AnswerCache(options.cache or directory / ".teacher")
     return Asker(teacher, cache, options.budget, options.concurrency, options.tries, options.pause)

@@ -29,7 +29,9 @@ class Described:
 
     def meta(self) -> dict[str, Any]:
         """As a document keeps it: what its answers can be checked against."""
-        boxes = [{"label": box.label, "box": [round(corner, 3) for corner in box.corners]} for box in self.boxes]
+        boxes = [
+            {"label": box.label, "box": [round(corner, 3) for corner in box.corners]} for box in self.boxes
+        ]
         return {"captions": list(self.captions), "boxes": boxes}
 
 

@@ -93,7 +93,9 @@ def read_pairs(text: str) -> list[Pair]:
     """
     blocks = [block.strip() for block in _SEPARATOR.split(text.strip())]
     if len(blocks) % 2:
-        raise SampleError(f"{len(blocks)} blocks between === lines; expected questions and answers by turns", "format")
+        raise SampleError(
+            f"{len(blocks)} blocks between === lines; expected questions and answers by turns", "format"
+        )
     heads: tuple[Literal["Question:"], Literal["Answer:"]] = ("Question:", "Answer:")
     for number, block in enumerate(blocks):
         head = heads[number % 2]
@@ -115,6 +117,8 @@ def _check(asked: str, said: str) -> None:
     if not said:
         raise SampleError("the answer is empty; expected a text", "format")
     if found := _BETRAYS.search(f"{asked}\n{said}"):
-        raise SampleError(f"speaks of {found.group()!r}; expected words of somebody who sees the image", "source")
+        raise SampleError(
+            f"speaks of {found.group()!r}; expected words of somebody who sees the image", "source"
+        )
     if any(mark in text for mark in (IMAGE_TOKEN, END_OF_CHUNK) for text in (asked, said)):
         raise SampleError(f"holds {IMAGE_TOKEN} or {END_OF_CHUNK}; expected plain text", "marks")

@@ -13,7 +13,12 @@ from flamingo_lite.data.synthetic.questions import Question
 from flamingo_lite.data.synthetic.scenes import COLOURS, SHAPES, Thing, matches, plural
 
 COLUMNS, ROWS = ("left", "middle", "right"), ("top", "bottom")
-BESIDE: dict[str, tuple[int, int]] = {"left of": (0, -1), "right of": (0, 1), "above": (1, -1), "below": (1, 1)}
+BESIDE: dict[str, tuple[int, int]] = {
+    "left of": (0, -1),
+    "right of": (0, 1),
+    "above": (1, -1),
+    "below": (1, 1),
+}
 """A relation: the axis on which two centres are compared, and the sign of the difference."""
 
 _NOUNS = {noun: shape for shape in ("", *SHAPES) for noun in (shape or "thing", plural(("", shape)))}
@@ -22,7 +27,9 @@ _WHAT = rf"((?:{_COLOUR} )?(?:{'|'.join(sorted(_NOUNS, key=len, reverse=True))})
 _PLACE = rf"((?:{'|'.join(ROWS)}) (?:{'|'.join(COLUMNS)}))"
 _BOX = re.compile(rf"^({_COLOUR}) ({'|'.join(SHAPES)}): \[([\d., ]+)\]$", re.MULTILINE)
 _CAPTION = re.compile(rf"({_COLOUR}) ({'|'.join(SHAPES)})\b")
-_NUMBERS = dict(zip("no one two three four five six".split(), range(7), strict=True)) | {"zero": 0}
+_NUMBERS = dict(zip(["no", "one", "two", "three", "four", "five", "six"], range(7), strict=True)) | {
+    "zero": 0
+}
 
 
 @dataclass(frozen=True)
@@ -64,7 +71,7 @@ def read_facts(context: str) -> Facts:
 
 
 def what_of(words: str) -> Thing:
-    """"red circles" as (red, circle); "things" as ("", "")."""
+    """ "red circles" as (red, circle); "things" as ("", "")."""
     *colour, noun = words.split()
     return (colour[0] if colour else "", _NOUNS[noun])
 
@@ -102,7 +109,9 @@ def _there_are(facts: Facts, number: str, what: str, place: str | None) -> bool:
 
 def _stands(facts: Facts, first: str, relation: str, second: str) -> bool:
     one, other = facts.only(what_of(first)), facts.only(what_of(second))
-    return bool(facts.centres) and one is not None and other is not None and facts.stands(one, relation, other)
+    return (
+        bool(facts.centres) and one is not None and other is not None and facts.stands(one, relation, other)
+    )
 
 
 def _is_at(facts: Facts, what: str, place: str) -> bool:

@@ -30,7 +30,8 @@ def _answer(messages: Sequence[Message]) -> str:
     facts = read_facts(messages[-1].text)
     if kind is None or not facts.things:
         raise SampleError(
-            "the rule teacher knows synthetic scenes only; expected --from scenes, or another --teacher", "refused"
+            "the rule teacher knows synthetic scenes only; expected --from scenes, or another --teacher",
+            "refused",
         )
     generator = random.Random(hashlib.sha256(f"{kind}\n{messages[-1].text}".encode()).hexdigest())
     return _WRITERS[kind](facts, generator)
@@ -39,7 +40,9 @@ def _answer(messages: Sequence[Message]) -> str:
 def _conversation(facts: Facts, generator: random.Random) -> str:
     """Two to four questions, each of another kind, with answers in sentences."""
     colour, shape = generator.choice(facts.things)
-    subject = generator.choice(((colour, shape), (colour, ""), ("", shape), (generator.choice(list(COLOURS)), "")))
+    subject = generator.choice(
+        ((colour, shape), (colour, ""), ("", shape), (generator.choice(list(COLOURS)), ""))
+    )
     shown = Scene(facts.things, subject)
     drawn = [ask(kind, shown, generator) for kind in generator.sample(ASKED, len(ASKED))]
     questions = [question for question in drawn if question is not None][: generator.randint(2, MAX_TURNS)]
@@ -51,7 +54,9 @@ def _sentence(question: Question, facts: Facts) -> str:
     first, *rest = question.about
     match question.kind:
         case "existence":
-            return f"Yes, there is a {named(first)}." if answer == "yes" else f"No, there is no {named(first)}."
+            return (
+                f"Yes, there is a {named(first)}." if answer == "yes" else f"No, there is no {named(first)}."
+            )
         case "count":
             return f"{_capital(_there(facts.number(first), first))}."
         case "comparison":
@@ -148,7 +153,7 @@ def _name(facts: Facts, index: int) -> str:
 
 
 def _there(number: int, what: Thing) -> str:
-    """"there are 2 red circles"."""
+    """ "there are 2 red circles"."""
     if number == 1:
         return f"there is 1 {named(what)}"
     return f"there are {number or 'no'} {plural(what)}"

@@ -30,6 +30,10 @@ def described_images(
     Errors: `FlamingoError` for inputs of another kind.
     """
     suffixes = {Path(given).suffix for given in inputs}
+    if len({Path(given).name for given in inputs}) < len(inputs):
+        raise FlamingoError(
+            f"--from {' '.join(inputs)}: two files of one name would get the same keys; rename one"
+        )
     if list(inputs) == [SCENES]:
         found = scenes(seed)
     elif suffixes == {".jsonl"}:
@@ -44,6 +48,18 @@ def described_images(
     if number is None and list(inputs) == [SCENES]:
         raise FlamingoError("--from scenes has no end; expected number=N")
     return islice(found, number)
+
+
+def count_images(inputs: Sequence[str], number: int | None) -> int:
+    """How many records `described_images` reads."""
+    if list(inputs) == [SCENES]:
+        return number or 0
+    paths = [Path(given) for given in inputs]
+    if all(path.suffix == ".jsonl" for path in paths):
+        found = sum(1 for path in paths for _ in json_lines(path))
+    else:
+        found = sum(len(section(path, list, "images")) for path in paths if "categories" not in names(path))
+    return found if number is None else min(found, number)
 
 
 def scenes(seed: int) -> Iterator[Described]:
@@ -134,9 +150,7 @@ def coco_images(paths: Sequence[Path], images: Path | None) -> Source:
             yield Reject(unit.key(number), error.reason, str(error))
 
 
-def _coco_image(
-    key: str, record: Any, found: _Annotations, images: Path | None, where: str
-) -> Described:
+def _coco_image(key: str, record: Any, found: _Annotations, images: Path | None, where: str) -> Described:
     fields(record, where, {"id": int, "file_name": str, "width": int, "height": int}, open=True)
     width, height = record["width"], record["height"]
     if width < 1 or height < 1:

@@ -179,4 +179,6 @@ def _outline(shape: str, x: float, y: float, radius: float, tilt: float) -> list
             for length, turn in ((1.15, -0.3), (1.15, 0.3), (0.48, math.pi / 4))
         ],
     }
-    return [(x + radius * r * math.cos(t + tilt), y + radius * r * math.sin(t + tilt)) for r, t in arms[shape]]
+    return [
+        (x + radius * r * math.cos(t + tilt), y + radius * r * math.sin(t + tilt)) for r, t in arms[shape]
+    ]
