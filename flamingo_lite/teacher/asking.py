@@ -148,7 +148,9 @@ class Asker:
             self._failures_in_a_row = 0
             return first.about, outcome
         self.tally.failures[outcome.reason] += 1
-        self._failures_in_a_row += 1
+        # A server that answers others and not this one is a server that answers.
+        is_its_own = outcome.reason == "refused" and self.tally.answers > 0
+        self._failures_in_a_row = 0 if is_its_own else self._failures_in_a_row + 1
         if self._failures_in_a_row >= MAX_FAILURES_IN_A_ROW:
             raise FlamingoError(
                 f"{self.teacher.name}: {self._failures_in_a_row} requests in a row were left without an answer "

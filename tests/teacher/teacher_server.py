@@ -45,7 +45,7 @@ class Handler(BaseHTTPRequestHandler):
 
     def do_POST(self) -> None:
         asked = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-        prompt = asked["messages"][-1]["content"]
+        prompt = " | ".join(message["content"] for message in asked["messages"])
         server = self.server
         with server.lock:
             number = server.tries[prompt]

@@ -21,7 +21,7 @@ MAX_TURNS = 4
 
 
 def scene_teacher() -> Rule:
-    """The teacher `rule`. Errors of its answers: `SampleError` ("refused") for anything but the packaged prompts of the three kinds."""
+    """The teacher `rule`. It refuses (`SampleError`) all but the packaged prompts of the three kinds, about scenes."""
     return Rule("rule", _answer)
 
 

@@ -37,12 +37,12 @@ def described_images(
     if list(inputs) == [SCENES]:
         found = scenes(seed)
     elif suffixes == {".jsonl"}:
-        found = (each for given in inputs for each in json_images(Path(given), images))
+        found = (each for path in _files(inputs) for each in json_images(path, images))
     elif suffixes == {".json"}:
-        found = coco_images([Path(given) for given in inputs], images)
+        found = coco_images(_files(inputs), images)
     else:
         raise FlamingoError(
-            f"--from {' '.join(inputs)}: expected '{SCENES}', .jsonl files with captions and boxes, "
+            f"--from {' '.join(inputs) or '(nothing)'}: expected '{SCENES}', .jsonl files with captions and boxes, "
             "or COCO's captions_*.json and instances_*.json"
         )
     if number is None and list(inputs) == [SCENES]:
@@ -51,15 +51,23 @@ def described_images(
 
 
 def count_images(inputs: Sequence[str], number: int | None) -> int:
-    """How many records `described_images` reads."""
+    """How many records `described_images` reads. Errors: `FlamingoError` for a file that is not there."""
     if list(inputs) == [SCENES]:
         return number or 0
-    paths = [Path(given) for given in inputs]
+    paths = _files(inputs)
     if all(path.suffix == ".jsonl" for path in paths):
         found = sum(1 for path in paths for _ in json_lines(path))
     else:
         found = sum(len(section(path, list, "images")) for path in paths if "categories" not in names(path))
     return found if number is None else min(found, number)
+
+
+def _files(inputs: Sequence[str]) -> list[Path]:
+    paths = [Path(given) for given in inputs]
+    for path in paths:
+        if not path.is_file():
+            raise FlamingoError(f"{path}: no such file; expected captions and boxes, or COCO's annotations")
+    return paths
 
 
 def scenes(seed: int) -> Iterator[Described]:
@@ -82,8 +90,6 @@ def json_images(path: Path, images: Path | None) -> Source:
     """Lines `{"image": "a.jpg", "captions": ["..."], "boxes": [{"label": "dog", "box": [0.1, 0.2, 0.5, 0.9]}]}`; the boxes
     may be missing. Errors: `FlamingoError` for a file whose first line is something else."""
     unit = Unit(path, path.name)
-    if not path.is_file():
-        raise FlamingoError(f"{path}: no such file; expected lines of JSON with captions and boxes")
     for number, line in json_lines(path):
         key, where = unit.key(number), f"{path.name}: line {number + 1}"
         try:
