@@ -4,6 +4,9 @@
   flamingo-lite eval judge --questions bench/questions.jsonl --context bench/context.jsonl \\
       --reference bench/reference.jsonl --answers answers.jsonl --teacher endpoint --to judged model=gpt-4o
 
+  flamingo-lite eval judge --questions bench/questions.jsonl --context bench/context.jsonl \\
+      --reference bench/reference.jsonl --checkpoint outputs/mine/model --images bench/images --teacher rule --to judged
+
 The judge sees the images in words. Each question is judged in both orders; a reply without two scores is counted, and
 in no mean. The relative score is 100 * mean(model) / mean(reference), per category and over all. Judges: endpoint
 (any OpenAI-compatible one), local (a model of transformers), rule (checks facts, for synthetic scenes). Replies are
@@ -39,6 +42,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         strict=True,
     ):
         parser.add_argument(f"--{name}", type=Path, metavar="FILE", help=f"lines of JSON: {what}")
+    parser.add_argument(
+        "--checkpoint", metavar="DIR", help="in place of --answers: the model that is to give them now"
+    )
+    parser.add_argument(
+        "--images", type=Path, metavar="DIR", help="with --checkpoint: the folder that holds the images"
+    )
     parser.add_argument("--teacher", metavar="NAME", help="the judge: endpoint, local, or rule")
     parser.add_argument(
         "--to", type=Path, metavar="DIR", help="the directory for judgement.json and verdicts.jsonl"
@@ -53,11 +62,11 @@ def run(arguments: argparse.Namespace) -> None:
     from rich.console import Console
 
     from flamingo_lite.commands.data_convert import show_table
-    from flamingo_lite.teacher import TeacherOptions
+    from flamingo_lite.evaluation.judge import JudgeOptions
 
     console = Console()
     if arguments.options:
-        show_table(TeacherOptions, "options of eval judge", console)
+        show_table(JudgeOptions, "options of eval judge", console)
         return
     if arguments.to is None:
         raise FlamingoError("--to is missing; expected the directory to write")
@@ -77,25 +86,22 @@ def judge_shown(arguments: argparse.Namespace, console: "Console") -> None:
 
     from flamingo_lite.commands.data_convert import split_words
     from flamingo_lite.data.convert.choices import make_options
-    from flamingo_lite.evaluation.judge import ORDERS, as_records, judge, summary
+    from flamingo_lite.evaluation.judge import ORDERS, JudgeOptions, as_records, judge, summary
     from flamingo_lite.evaluation.judge_files import read_cases
     from flamingo_lite.evaluation.results import write_atomically
     from flamingo_lite.evaluation.scene_judge import scene_judge
-    from flamingo_lite.teacher import TEACHERS, TeacherOptions, make_asker, make_teacher
+    from flamingo_lite.teacher import make_asker, make_teacher
     from flamingo_lite.training.display import ProgressDisplay
 
-    if missing := [f"--{name}" for name in FILES if getattr(arguments, name) is None]:
-        raise FlamingoError(f"{missing[0]} is missing; expected lines of JSON (see eval judge --help)")
-    known = [*TEACHERS, "rule"]
-    if arguments.teacher is None:
-        raise FlamingoError(f"--teacher is missing; expected one of {', '.join(known)}")
-    check_choice("teacher", arguments.teacher, known)
+    _check_given(arguments)
     stray, words = split_words(arguments.overrides)
     if stray:
         raise FlamingoError(f"'{stray[0]}' is no option; expected KEY=VALUE")
-    options = make_options(TeacherOptions, words, "eval judge")
-    cases = read_cases(*(getattr(arguments, name) for name in FILES))
+    options = make_options(JudgeOptions, words, "eval judge")
     teacher = make_teacher(arguments.teacher, options, {"rule": scene_judge()})
+    if arguments.checkpoint is not None:
+        arguments.answers = _answered(arguments, options.max_new_tokens)
+    cases = read_cases(*(getattr(arguments, name) for name in FILES))
     asker = make_asker(teacher, options, arguments.to)
     wanted = len(cases) * len(ORDERS)
     with ProgressDisplay(f"asking {teacher.name}", wanted, console) as display:
@@ -115,6 +121,37 @@ def judge_shown(arguments: argparse.Namespace, console: "Console") -> None:
         console.print(
             f"the budget of {asker.budget.limit:,} tokens leaves no room for more; raise it to go on"
         )
+
+
+def _check_given(arguments: argparse.Namespace) -> None:
+    from flamingo_lite.teacher import TEACHERS
+
+    if arguments.checkpoint is not None:
+        if arguments.answers is not None:
+            raise FlamingoError("--answers and --checkpoint were both given; expected one of them")
+        if arguments.images is None:
+            raise FlamingoError("--images is missing; expected the folder that holds the questions' images")
+    needed = FILES if arguments.checkpoint is None else FILES[:-1]
+    if missing := [f"--{name}" for name in needed if getattr(arguments, name) is None]:
+        raise FlamingoError(f"{missing[0]} is missing; expected lines of JSON (see eval judge --help)")
+    known = [*TEACHERS, "rule"]
+    if arguments.teacher is None:
+        raise FlamingoError(f"--teacher is missing; expected one of {', '.join(known)}")
+    check_choice("teacher", arguments.teacher, known)
+
+
+def _answered(arguments: argparse.Namespace, max_new_tokens: int) -> Path:
+    """Has the checkpoint answer the questions; returns the file of its answers, in the directory that is written."""
+    from flamingo_lite.checkpoints.io import load
+    from flamingo_lite.evaluation.judge_files import prompts, write_answers
+    from flamingo_lite.generation.generate import generate
+
+    asked = prompts(arguments.questions, arguments.images)
+    model, processor = load(arguments.checkpoint)
+    said = generate(model.eval(), processor, [document for _, document in asked], max_new_tokens)
+    path = arguments.to / "answers.jsonl"
+    write_answers(asked, said, path)
+    return path
 
 
 def _show(found: dict[str, Any], directory: Path, console: "Console") -> None:

@@ -15,10 +15,11 @@ from typing import Any
 import numpy as np
 import yaml
 
+from flamingo_lite.data.filters import option
 from flamingo_lite.errors import SampleError
 from flamingo_lite.evaluation.judge_files import Case
 from flamingo_lite.evaluation.statistics import clustered_bootstrap
-from flamingo_lite.teacher import Answer, Asker, Failure, Message, Request, Sampling
+from flamingo_lite.teacher import Answer, Asker, Failure, Message, Request, Sampling, TeacherOptions
 
 ORDERS = ("reference_first", "model_first")
 """The published order, and the other one."""
@@ -28,6 +29,13 @@ LOWEST, HIGHEST = 1.0, 10.0
 
 _SCORE = r"(\d+(?:\.\d+)?)"
 _SCORES = re.compile(rf"\s*{_SCORE}\s*(?:,|\s)\s*{_SCORE}\s*")
+
+
+@dataclass(frozen=True)
+class JudgeOptions(TeacherOptions):
+    """The judge's options, and those of a model that is to answer first."""
+
+    max_new_tokens: int = option(128, "tokens of an answer of --checkpoint, at most")
 
 
 @dataclass(frozen=True)

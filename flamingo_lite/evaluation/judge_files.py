@@ -1,7 +1,7 @@
 """The files of a visual chat bench, as LLaVA-Bench has them: questions, contexts, and answers of a reference and a model."""
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -110,6 +110,13 @@ def prompts(questions: Path, images: Path) -> list[tuple[str, Document]]:
         asked = Text(record["text"], loss=False, role="user")
         found.append((str(record["question_id"]), Document([Image(path), asked], name=where)))
     return found
+
+
+def write_answers(asked: Sequence[tuple[str, Document]], said: Sequence[str], path: Path) -> None:
+    """A model's answers to the questions of `prompts`, as `read_cases` reads them."""
+    records = ({"question_id": name, "text": text} for (name, _), text in zip(asked, said, strict=True))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_atomically(path, "".join(json.dumps(record) + "\n" for record in records).encode())
 
 
 def _by(path: Path, key: str, read: Any) -> dict[str, str]:

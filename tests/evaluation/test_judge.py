@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from flamingo_lite import cli
+from flamingo_lite.checkpoints.io import save
 from flamingo_lite.data.instruct.make import InstructOptions, Job, make_instructions
 from flamingo_lite.data.instruct.scene_teacher import scene_teacher
 from flamingo_lite.document import Image
@@ -18,6 +19,9 @@ from flamingo_lite.errors import FlamingoError, SampleError
 from flamingo_lite.evaluation.judge import ORDERS, Verdict, judge, messages, read_scores, summary
 from flamingo_lite.evaluation.judge_files import Case, prompts, read_cases
 from flamingo_lite.evaluation.scene_judge import scene_judge
+from flamingo_lite.generation.generate import generate
+from flamingo_lite.models.model import VisionLanguageModel
+from flamingo_lite.processing import VisionLanguageProcessor
 from flamingo_lite.teacher import Asker, Message, Rule, Sampling
 from tests.teacher.teacher_server import teacher_server
 
@@ -232,6 +236,22 @@ def test_a_judge_over_http_is_asked_each_thing_once(
     assert "bias" in capsys.readouterr().out
 
 
+def test_a_checkpoint_answers_the_questions_itself(
+    bench: Path, tmp_path: Path, model: VisionLanguageModel, processor: VisionLanguageProcessor
+) -> None:
+    save(model, processor, tmp_path / "model")
+    files = given_files(bench)[:-2]
+    words = ["--checkpoint", str(tmp_path / "model"), "--images", str(bench / "images"), "--teacher", "rule"]
+    assert cli.main(["eval", "judge", *files, *words, "--to", str(tmp_path / "to"), "max_new_tokens=3"]) == 0
+    asked = prompts(bench / "questions.jsonl", bench / "images")
+    said = [json.loads(line) for line in (tmp_path / "to/answers.jsonl").read_text().splitlines()]
+    expected = generate(model, processor, [document for _, document in asked], 3)
+    assert [(each["question_id"], each["text"]) for each in said] == [
+        (name, text) for (name, _), text in zip(asked, expected, strict=True)
+    ]
+    assert json.loads((tmp_path / "to/judgement.json").read_text())["verdicts"] == 2 * len(asked)
+
+
 QUESTION = {"question_id": 0, "image": "a.png", "category": "conv", "text": "What is there?"}
 LINES: dict[str, list[dict[str, Any]]] = {
     "questions": [QUESTION],
@@ -294,6 +314,8 @@ NAMED = [word for name in LINES for word in (f"--{name}", f"{name}.jsonl")]
         ([], "--to is missing"),
         (["--to", "x"], "--questions is missing"),
         (["--to", "x", "--bench", "nowhere"], "nowhere"),
+        (["--to", "x", *NAMED, "--checkpoint", "m"], "--answers and --checkpoint were both given"),
+        (["--to", "x", *NAMED[:-2], "--checkpoint", "m"], "--images is missing"),
         (["--to", "x", *NAMED], "--teacher is missing"),
         (["--to", "x", *NAMED, "--teacher", "rul"], "did you mean 'rule'?"),
         (["--to", "x", *NAMED, "--teacher", "rule", "modle=m"], "did you mean 'model'?"),
