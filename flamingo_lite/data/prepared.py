@@ -62,6 +62,12 @@ class PreparedBatch:
     def documents(self) -> int:
         return len(self.samples)
 
+    def names_of_row(self, row: int) -> list[str]:
+        """The samples that share a row, as source/shard/key."""
+        segments = self.batch.segment_ids
+        numbers = [row] if segments is None else segments[row].unique().tolist()
+        return ["/".join(self.samples[number]) for number in numbers if 0 <= number < len(self.samples)]
+
     def to(self, device: torch.device | str | int, non_blocking: bool = False) -> "PreparedBatch":
         """The batch on another device, its images normalised there: on the way they are a quarter as large."""
         weights = self.loss_weights

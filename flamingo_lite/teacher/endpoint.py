@@ -81,7 +81,7 @@ class Endpoint:
             ) from error
         try:
             return _read(body, functools.partial(most_tokens, messages, sampling))
-        except (ValueError, LookupError, TypeError, AttributeError) as error:
+        except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
             raise TryAgain(
                 f"{self.where} sent what is no chat completion ({self._blacked_out(first_line(error))})",
                 "garbled",
@@ -128,8 +128,13 @@ def _read(body: bytes, most: "functools.partial[int]") -> Answer:
     if not isinstance(text, str):
         raise ValueError(f"the content is a {type(text).__name__}, not a text")
     text.encode()  # half of a surrogate pair is no text either
-    usage = completion.get("usage") or {"prompt_tokens": most(), "completion_tokens": 0}
-    prompt, answer = usage["prompt_tokens"], usage["completion_tokens"]
-    if not all(type(count) is int and count >= 0 for count in (prompt, answer)):
-        raise ValueError("the usage is no number of tokens")
+    usage = completion.get("usage")
+    prompt, answer = (_count(usage, name) for name in ("prompt_tokens", "completion_tokens"))
+    if prompt is None or answer is None:
+        prompt, answer = most(), 0
     return Answer(text, prompt, answer, is_cut=choice.get("finish_reason") == "length")
+
+
+def _count(usage: Any, name: str) -> int | None:
+    count = usage.get(name) if isinstance(usage, dict) else None
+    return count if type(count) is int and count >= 0 else None

@@ -76,6 +76,7 @@ class Rule:
 
 
 def most_tokens(messages: Sequence[Message], sampling: Sampling) -> int:
-    """No request costs more: a token has at least a byte, and a chat template wraps a message in fewer than 16."""
+    """What a request may cost at most: a token of a prompt has at least a byte, and a chat template adds fewer than 64
+    tokens to a prompt and 16 to each message."""
     prompt = sum(len(message.text.encode("utf-8", "replace")) + 16 for message in messages)
-    return prompt + 16 + sampling.max_tokens
+    return prompt + 64 + sampling.max_tokens

@@ -91,6 +91,7 @@ class Handler(BaseHTTPRequestHandler):
             "empty": b'{"choices": []}',
             "null": b'{"choices": [{"message": {"content": null}}]}',
             "list": b"[]",
+            "nested": b"[" * 100_000,
         }
         if fault == "slow":
             server.release.wait(30)

@@ -39,7 +39,7 @@ def texts(outcomes: list[tuple[int, Answer | Failure]]) -> dict[int, str]:
 
 
 FREE = ["429", "429 after", "500", "503"]
-COSTLY = ["slow", "garbage", "truncated", "broken", "empty", "null", "list"]
+COSTLY = ["slow", "garbage", "truncated", "broken", "empty", "null", "list", "nested"]
 
 
 @pytest.mark.parametrize("fault", [*FREE, *COSTLY])

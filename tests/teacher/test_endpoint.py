@@ -1,6 +1,8 @@
 """The endpoint teacher: what it needs before anything is asked, and how it reads a server's wish for rest."""
 
 import email.utils
+import functools
+import json
 import time
 
 import pytest
@@ -9,7 +11,7 @@ from hypothesis import strategies as st
 
 from flamingo_lite.errors import FlamingoError
 from flamingo_lite.teacher import Message, Sampling, TeacherOptions, TryAgain, make_teacher
-from flamingo_lite.teacher.endpoint import Endpoint, retry_after
+from flamingo_lite.teacher.endpoint import Endpoint, _read, retry_after
 from tests.teacher.teacher_server import teacher_server
 
 
@@ -44,6 +46,17 @@ def test_a_try_that_the_server_has_charged_for_says_so() -> None:
                 teacher.answer([Message("user", "hello")], Sampling(9))
             may_have_cost.append(error.value.may_have_cost)
     assert may_have_cost == [False, True]
+
+
+@pytest.mark.parametrize(
+    "usage", [None, {}, {"prompt_tokens": None, "completion_tokens": 3}, {"prompt_tokens": -1}, 7]
+)
+def test_an_answer_whose_cost_is_not_said_counts_as_the_most_it_can_have_cost(usage: object) -> None:
+    body = json.dumps(
+        {"choices": [{"message": {"content": "yes"}, "finish_reason": "length"}], "usage": usage}
+    )
+    answer = _read(body.encode(), functools.partial(int, 99))
+    assert answer.tokens == 99 and answer.text == "yes" and answer.is_cut
 
 
 @settings(deadline=None)

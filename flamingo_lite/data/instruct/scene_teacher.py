@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import random
+import re
 from collections.abc import Callable, Sequence
 
 from flamingo_lite.data.instruct.kinds import KINDS, Pair, prompt
@@ -34,7 +35,7 @@ def _answer(messages: Sequence[Message]) -> str:
             "refused",
         )
     generator = random.Random(hashlib.sha256(f"{kind}\n{messages[-1].text}".encode()).hexdigest())
-    return _WRITERS[kind](facts, generator)
+    return re.sub(r"\ba (?=orange)", "an ", _WRITERS[kind](facts, generator))
 
 
 def _conversation(facts: Facts, generator: random.Random) -> str:

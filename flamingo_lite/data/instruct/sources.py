@@ -107,6 +107,7 @@ def json_images(path: Path, images: Path | None) -> Source:
 def _described(key: str, image: Image, captions: list[str], boxes: list[Box], where: str) -> Described:
     if not captions:
         raise SampleError(f"{where}: has no caption; expected one or more", "text")
+    image.pil()  # before anything is paid for it
     plain = tuple(plain_text(caption, f"{where}: caption") for caption in captions)
     return Described(key, image, plain, tuple(boxes))
 

@@ -25,6 +25,7 @@ def images(tmp_path: Path) -> Path:
     folder.mkdir()
     for name, colour in (("a.png", "red"), ("b.png", "blue")):
         PIL.Image.new("RGB", (40, 20), colour).save(folder / name)
+    (folder / "half.png").write_bytes((folder / "a.png").read_bytes()[:60])
     return folder
 
 
@@ -51,6 +52,7 @@ def test_lines_of_json_are_read(tmp_path: Path, images: Path) -> None:
     ("change", "reason"),
     [
         ({"image": "c.png"}, "missing"),
+        ({"image": "half.png"}, "image"),
         ({"image": "../in.jsonl"}, "path"),
         ({"captions": []}, "text"),
         ({"captions": [" "]}, "text"),
