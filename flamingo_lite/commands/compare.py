@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
     from flamingo_lite.config import Config
     from flamingo_lite.document import Document
+    from flamingo_lite.processing import VisionLanguageProcessor
     from flamingo_lite.training.comparison import SystemPlan
 
 SUMMARY = "train systems on one budget, evaluate them on the same prompts, report the differences"
@@ -36,7 +37,7 @@ USAGE = "KEY=VALUE"
 EXPERIMENT = "experiment=compare"
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
 SYSTEMS = "systems.json"
-COST_PROMPTS = 4
+COST_PROMPTS = 2
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -149,7 +150,9 @@ def compare(base: "Config", systems: "Mapping[str, Config]", console: "Console",
     _run_all(runs, jobs, console)
     torch.set_num_threads(base.trainer.threads or available_cores())
     _write_systems(output, base, plans, console)
-    return _report(output, console)
+    path = report_systems(output)
+    console.print(f"the report: [bold]{path}[/bold]", highlight=False, soft_wrap=True)
+    return path
 
 
 def systems_table(plans: "Mapping[str, SystemPlan]") -> "Table":
@@ -177,7 +180,7 @@ def systems_table(plans: "Mapping[str, SystemPlan]") -> "Table":
 def delete_products(output: Path, systems: "Mapping[str, Any]") -> None:
     """Deletes what a comparison of `systems` makes, by name, and nothing else that may lie in the folder."""
     from flamingo_lite.commands.quickstart import delete
-    from flamingo_lite.evaluation.report import PLOTS, REPORT, TABLES
+    from flamingo_lite.evaluation.comparison_report import PLOTS, REPORT, TABLES
 
     delete(output, (*systems, "shards", SYSTEMS, REPORT, PLOTS, TABLES))
 
@@ -252,16 +255,29 @@ def run_quietly(config: "Config") -> float:
 
 def run_one(config: "Config", console: "Console") -> None:
     """Trains, and evaluates what came of it, unless both is done with these settings."""
+    from flamingo_lite.checkpoints.io import load_processor
     from flamingo_lite.commands.evaluate import evaluate_model
     from flamingo_lite.training.stages import run_stage
 
     directory = run_stage(config, console)
-    if not is_evaluated(config, directory):
-        evaluate_model(config, console)
+    for rendering in renderings_of(load_processor(directory)):
+        asked = dataclasses.replace(
+            config,
+            eval=dataclasses.replace(config.eval, rendering=rendering),
+            checkpoint=str(directory),
+            output=str(Path(config.output) / rendering),
+        )
+        if not is_evaluated(asked):
+            evaluate_model(asked, console)
 
 
-def is_evaluated(config: "Config", directory: Path) -> bool:
-    """Do the results in the run's folder answer this evaluation of this very model?"""
+def renderings_of(processor: "VisionLanguageProcessor") -> list[str]:
+    """How a model is shown prompts: one that was tuned on conversations as turns, and as one turn."""
+    return ["interleaved"] if processor.template.conversation is None else ["turns", "one_turn"]
+
+
+def is_evaluated(config: "Config") -> bool:
+    """Do the results in `config.output` answer this evaluation of this very model?"""
     from flamingo_lite.commands.evaluate import weights_sha256
     from flamingo_lite.evaluation.results import RESULTS, SAMPLES, load_results, sha256_of_json
 
@@ -271,7 +287,7 @@ def is_evaluated(config: "Config", directory: Path) -> bool:
     results = load_results(output)
     shas = {model.get("checkpoint_sha") for model in results["models"].values()}
     is_same = results.get("config_sha") == sha256_of_json(dataclasses.asdict(config.eval))
-    return is_same and shas == {weights_sha256(directory)}
+    return is_same and shas == {weights_sha256(Path(config.checkpoint))}
 
 
 def _write_systems(
@@ -295,6 +311,7 @@ def _write_systems(
         console.print(f"measuring what an answer costs {name}", highlight=False)
         described[name] = {
             "runs": [str(run.relative_to(output)) for run in runs],
+            "renderings": renderings_of(processor),
             "seeds": list(base.compare.seeds),
             "fusion": plan.config.model.fusion.name,
             "parameters": plan.parameters,
@@ -320,7 +337,7 @@ def cost_prompts(base: "Config") -> "list[Document]":
         key=lambda setting: setting.shots,
     )
     number = min(COST_PROMPTS, base.eval.queries)
-    return [build_prompt(longest, query_id, base.eval.seeds[0]).document for query_id in range(number)]
+    return [build_prompt(longest, query_id, base.eval.seeds[0], base.eval.files).document for query_id in range(number)]
 
 
 def _training_seconds(run: Path) -> float:
@@ -331,5 +348,48 @@ def _training_seconds(run: Path) -> float:
     return float(json.loads((run / TRAINING).read_text())["seconds"])
 
 
-def _report(output: Path, console: "Console") -> Path:
-    return output
+def report_systems(output: Path) -> Path:
+    """Writes the report of what lies in a comparison's folder; its path. Errors: `FlamingoError`."""
+    from flamingo_lite.evaluation.comparison_report import write_comparison
+    from flamingo_lite.evaluation.subjects import read_subject
+
+    described = read_systems(output)
+    subjects = [
+        read_subject(
+            name if len(facts["renderings"]) == 1 else f"{name}, {rendering.replace('_', ' ')}",
+            [output / run / rendering for run in facts["runs"]],
+            facts["seeds"],
+            facts,
+        )
+        for name, facts in described["systems"].items()
+        for rendering in facts["renderings"]
+    ]
+    return write_comparison(
+        subjects, output, title=" against ".join(described["systems"]), about=[budget_line(described)]
+    )
+
+
+def read_systems(output: Path) -> "dict[str, Any]":
+    """What a comparison has written about its systems. Errors: `FlamingoError`."""
+    import json
+
+    path = output / SYSTEMS
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+        return {"budget": dict(found["budget"]), "systems": dict(found["systems"])}
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise FlamingoError(
+            f"{path} cannot be read ({error}); expected what flamingo-lite compare wrote: run it again"
+        ) from error
+
+
+def budget_line(described: "Mapping[str, Any]") -> str:
+    """The budget and the seeds, in words."""
+    budget, systems = described["budget"], described["systems"]
+    seeds = len(next(iter(systems.values()))["seeds"])
+    of_each = (
+        f"{budget['samples']:,} documents"
+        if budget["flops"] is None
+        else f"{budget['flops'] / 1e12:,.1f} TFLOPs of training"
+    )
+    return f"{of_each} for each of {len(systems)} systems, under {seeds} training seed{'s' if seeds > 1 else ''}"

@@ -8,20 +8,18 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
-import jinja2
 from matplotlib.figure import Figure
 
-from flamingo_lite.data.pages import data_uri
 from flamingo_lite.errors import FlamingoError
 from flamingo_lite.evaluation import plots
 from flamingo_lite.evaluation.conditions import CONDITIONS
 from flamingo_lite.evaluation.curves import Series, read_curves
-from flamingo_lite.evaluation.findings import Finding, findings, interval, percent
+from flamingo_lite.evaluation.findings import Finding, findings
 from flamingo_lite.evaluation.gallery import Shown, gallery
+from flamingo_lite.evaluation.pages import page_environment, saved
 from flamingo_lite.evaluation.results import load_results, load_samples, write_atomically
-from flamingo_lite.evaluation.tasks import describe_split, spoken
 
 REPORT = "report.html"
 PLOTS = "plots"
@@ -61,7 +59,7 @@ def write_report(
         for task, model in subjects
     ]
     training = {
-        name: _saved(figure, directory / PLOTS / f"{name}.png")
+        name: saved(figure, directory / PLOTS / f"{name}.png")
         for name, figure in training_figures(curves).items()
     }
     page = (
@@ -132,7 +130,7 @@ def _section(
             (s for s in samples if (s["task"], s["model"]) == (task, model)),
             (results.get("config") or {}).get("files"),
         ),
-        figures={n: _saved(figure, folder / f"{n}{suffix}.png") for n, figure in figures.items()},
+        figures={n: saved(figure, folder / f"{n}{suffix}.png") for n, figure in figures.items()},
     )
 
 
@@ -154,29 +152,6 @@ def _table(standard: list[dict[str, Any]]) -> list[dict[str, Any]]:
     for cell in standard:
         rows.setdefault((cell["split"], cell.get("style")), {})[cell["shots"]] = cell
     return [{"split": split, "style": style, "by_shots": row} for (split, style), row in rows.items()]
-
-
-def _saved(figure: Figure, path: Path) -> str:
-    """Writes the figure and returns it as a data URI: what is on the page is what is in the folder."""
-    data = plots.png(figure)
-    write_atomically(path, data)
-    return data_uri(data)
-
-
-def page_environment() -> jinja2.Environment:
-    """Templates of pages: everything that comes from a model or a file is escaped."""
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("flamingo_lite.evaluation"),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters["percent"] = percent
-    environment.filters["words"] = lambda name: spoken(str(name))
-    names = cast(dict[str, Any], environment.globals)  # typed as what jinja puts there
-    names.update(interval=interval, describe_split=describe_split)
-    return environment
 
 
 def _find(directory: Path, name: str, given: str | Path | None) -> Path | None:

@@ -1,0 +1,165 @@
+"""One page on several models that answered the same prompts: curves, paired differences, controls, costs, answers side
+by side; with its figures in plots/ and its tables in tables/.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from flamingo_lite.errors import FlamingoError
+from flamingo_lite.evaluation import comparison_plots, tables
+from flamingo_lite.evaluation.comparison import Comparison
+from flamingo_lite.evaluation.conditions import CONDITIONS
+from flamingo_lite.evaluation.findings import Finding
+from flamingo_lite.evaluation.pages import page_environment, saved
+from flamingo_lite.evaluation.power import resolution
+from flamingo_lite.evaluation.results import write_atomically
+from flamingo_lite.evaluation.side_by_side import side_by_side, worst_mistakes
+from flamingo_lite.evaluation.subjects import RESAMPLES, Subject, is_share, paired
+from flamingo_lite.evaluation.tables import Table, difference_text, is_significant
+from flamingo_lite.evaluation.tasks import spoken
+
+REPORT = "report.html"
+PLOTS = "plots"
+TABLES = "tables"
+
+
+@dataclass(frozen=True)
+class TaskSection:
+    """What the page shows of one task: figures by their name, as data URIs."""
+
+    task: str
+    curves: str | None
+    controls: str | None
+
+
+def write_comparison(
+    subjects: Sequence[Subject],
+    directory: Path,
+    title: str = "",
+    about: Sequence[str] = (),
+    resamples: int = RESAMPLES,
+) -> Path:
+    """The path of the page. `about`: lines on what was compared, for its head.
+
+    Errors: `FlamingoError` for fewer than two subjects, and for runs that share no cell or whose prompts differ.
+    """
+    if len(subjects) < 2:
+        raise FlamingoError(f"a comparison needs two models, got {len(subjects)}; give another run")
+    pairs = paired(subjects, resamples)
+    written = found_tables(subjects, pairs)
+    tables.write_tables(written.values(), directory / TABLES)
+    files = next((found for s in subjects for r in s.results if (found := _files(r))), None)
+    tasks = list(dict.fromkeys(cell["task"] for subject in subjects for cell in subject.cells))
+    page = (
+        page_environment()
+        .get_template("comparison.html.jinja")
+        .render(
+            title=title or " and ".join(subject.name for subject in subjects),
+            about=[*about, _power(subjects)],
+            failures=failures(subjects),
+            subjects=subjects,
+            colours={s.name: comparison_plots.colour_of(subjects, s.name) for s in subjects},
+            findings=comparison_findings(pairs),
+            sections=[_section(subjects, task, directory / PLOTS) for task in tasks],
+            tables=written,
+            shown=side_by_side(subjects, files),
+            mistakes={subject.name: worst_mistakes(subject.samples, files, most=3) for subject in subjects},
+            conditions=CONDITIONS,
+        )
+    )
+    return write_atomically(directory / REPORT, page.encode("utf-8", "replace"))
+
+
+def found_tables(
+    subjects: Sequence[Subject], pairs: Sequence[tuple[str, str, Sequence[Comparison]]]
+) -> dict[str, Table]:
+    """The tables by name; those without content are left out."""
+    made = (
+        tables.accuracy_table(subjects),
+        tables.differences_table(pairs),
+        tables.controls_table(subjects),
+        tables.systems_table(subjects),
+    )
+    return {table.name: table for table in made if table is not None and table.rows}
+
+
+def comparison_findings(pairs: Sequence[tuple[str, str, Sequence[Comparison]]]) -> list[Finding]:
+    """For each pair and each task, split and style: who is better at the most shots, and at which others."""
+    found = []
+    for first, second, comparisons in pairs:
+        groups: dict[tuple[Any, ...], list[Comparison]] = {}
+        for comparison in comparisons:
+            cell = comparison.cell
+            if cell["condition"] == "standard" and comparison.result.difference is not None:
+                groups.setdefault((cell["task"], cell["split"], cell["style"]), []).append(comparison)
+        found += [_finding(first, second, group) for group in groups.values()]
+    return found
+
+
+def _finding(first: str, second: str, group: Sequence[Comparison]) -> Finding:
+    ordered = sorted(group, key=lambda comparison: comparison.cell["shots"])
+    last = ordered[-1]
+    where = ", ".join(spoken(last.cell[key]) for key in ("task", "split", "style") if last.cell[key])
+    unit = "points" if is_share(last.cell) else "CIDEr-D" if last.cell["task"] == "captioning" else ""
+    shots = last.cell["shots"]
+    figures = f"{difference_text(last).removesuffix(tables.STAR)} {unit} at {shots} shots".replace("  ", " ")
+    if not is_significant(last):
+        rest = [c.cell["shots"] for c in ordered[:-1] if is_significant(c)]
+        elsewhere = f"; there is one at {_listed(rest)} shots" if rest else ""
+        return Finding(
+            "unsure", f"{where}: no difference was found between {first} and {second} ({figures}){elsewhere}."
+        )
+    assert last.result.difference is not None
+    better, worse = (second, first) if last.result.difference > 0 else (first, second)
+    sign = last.result.difference > 0
+    same = [c.cell["shots"] for c in ordered[:-1] if is_significant(c) and (c.result.difference > 0) == sign]
+    turned = [c.cell["shots"] for c in ordered[:-1] if is_significant(c) and (c.result.difference > 0) != sign]
+    also = f"; likewise at {_listed(same)}" if same else ""
+    but = f"; the other way round at {_listed(turned)}" if turned else ""
+    p = last.result.p_holm
+    said = "p < 0.001" if p is not None and p < 0.001 else f"p = {p:.3f}"
+    return Finding("yes", f"{where}: {better} is better than {worse} ({figures}, {said} after Holm{also}{but}).")
+
+
+def _listed(shots: Sequence[int]) -> str:
+    return ", ".join(map(str, shots))
+
+
+def _section(subjects: Sequence[Subject], task: str, folder: Path) -> TaskSection:
+    has_standard = any(
+        cell["condition"] == "standard" and cell["value"] is not None and cell["task"] == task
+        for subject in subjects
+        for cell in subject.cells
+    )
+    curves = comparison_plots.over_shots(subjects, task) if has_standard else None
+    controls = comparison_plots.control_dots(subjects, task)
+    return TaskSection(
+        task,
+        saved(curves, folder / f"scores_over_shots-{task}.png") if curves else None,
+        saved(controls, folder / f"controls-{task}.png") if controls else None,
+    )
+
+
+def _power(subjects: Sequence[Subject]) -> str:
+    samples = [s for s in subjects[0].samples if s["condition"] == "standard"]
+    queries = len({(s["task"], s["split"], s["query_id"]) for s in samples})
+    groups = max(1, len({(s["task"], s["split"]) for s in samples}))
+    seeds = sorted({s["seed"] for s in samples})
+    return resolution(max(1, queries // groups), seeds)
+
+
+def _files(results: Mapping[str, Any]) -> Mapping[str, Mapping[str, str]] | None:
+    return (results.get("config") or {}).get("files") or None
+
+
+def failures(subjects: Sequence[Subject]) -> list[str]:
+    """A line for each subject of which more than 1% of the generations failed."""
+    lines = []
+    for subject in subjects:
+        failed = sum(sample["status"] == "failed" for sample in subject.samples)
+        if failed > 0.01 * len(subject.samples):
+            lines.append(f"{subject.name}: {failed:,} of {len(subject.samples):,} generations failed")
+    return lines
+
