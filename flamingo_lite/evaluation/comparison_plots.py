@@ -33,7 +33,7 @@ def over_shots(subjects: Sequence[Subject], task: str, path: Path | None = None)
     rows = -(-len(asked) // columns)
     with mpl.rc_context(LOOK):
         figure = Figure(
-            figsize=(max(5.2, 2.95 * columns + 0.5), 3.5 * rows + 0.5),
+            figsize=(max(8.6, 2.95 * columns + 0.5), 3.5 * rows + 0.5),
             layout=ConstrainedLayoutEngine(w_pad=0.1, h_pad=0.06),
         )
         panels = figure.subplots(rows, columns, squeeze=False, sharey=True).ravel()

@@ -57,7 +57,7 @@ def write_comparison(
         .get_template("comparison.html.jinja")
         .render(
             title=title or " and ".join(subject.name for subject in subjects),
-            about=[*about, _power(subjects)],
+            about=[*about, power_line(subjects[0].samples)],
             failures=failures(subjects),
             subjects=subjects,
             colours={s.name: comparison_plots.colour_of(subjects, s.name) for s in subjects},
@@ -80,6 +80,7 @@ def found_tables(
         tables.accuracy_table(subjects),
         tables.differences_table(pairs),
         tables.controls_table(subjects),
+        tables.skills_table(subjects),
         tables.systems_table(subjects),
     )
     return {table.name: table for table in made if table is not None and table.rows}
@@ -142,12 +143,12 @@ def _section(subjects: Sequence[Subject], task: str, folder: Path) -> TaskSectio
     )
 
 
-def _power(subjects: Sequence[Subject]) -> str:
-    samples = [s for s in subjects[0].samples if s["condition"] == "standard"]
-    queries = len({(s["task"], s["split"], s["query_id"]) for s in samples})
-    groups = max(1, len({(s["task"], s["split"]) for s in samples}))
-    seeds = sorted({s["seed"] for s in samples})
-    return resolution(max(1, queries // groups), seeds)
+def power_line(samples: Sequence[Mapping[str, Any]]) -> str:
+    """What difference so many queries and seeds would find."""
+    standard = [sample for sample in samples if sample["condition"] == "standard"] or list(samples)
+    queries = {(sample["task"], sample["split"], sample["query_id"]) for sample in standard}
+    groups = {(task, split) for task, split, _ in queries}
+    return resolution(max(1, len(queries) // max(1, len(groups))), sorted({s["seed"] for s in standard}))
 
 
 def _files(results: Mapping[str, Any]) -> Mapping[str, Mapping[str, str]] | None:

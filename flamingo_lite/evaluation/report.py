@@ -1,4 +1,4 @@
-"""Writes `report.html` and `plots/` from an evaluation's files: one page that needs no network and no script.
+"""Writes `report.html`, `plots/` and `tables/` from an evaluation's files: one page that needs no network and no script.
 
 Everything that came from a model or a file is escaped by the template; the page forbids itself to load
 anything.
@@ -6,23 +6,32 @@ anything.
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from matplotlib.figure import Figure
 
 from flamingo_lite.errors import FlamingoError
-from flamingo_lite.evaluation import plots
+from flamingo_lite.evaluation import plots, tables
+from flamingo_lite.evaluation.comparison_report import (
+    PLOTS,
+    REPORT,
+    TABLES,
+    failures,
+    found_tables,
+    power_line,
+    write_comparison,
+)
 from flamingo_lite.evaluation.conditions import CONDITIONS
 from flamingo_lite.evaluation.curves import Series, read_curves
 from flamingo_lite.evaluation.findings import Finding, findings
 from flamingo_lite.evaluation.gallery import Shown, gallery
 from flamingo_lite.evaluation.pages import page_environment, saved
-from flamingo_lite.evaluation.results import load_results, load_samples, write_atomically
-
-REPORT = "report.html"
-PLOTS = "plots"
+from flamingo_lite.evaluation.results import write_atomically
+from flamingo_lite.evaluation.side_by_side import Answers, worst_mistakes
+from flamingo_lite.evaluation.subjects import Subject, read_runs
+from flamingo_lite.evaluation.tables import skills_table, write_tables
 
 
 @dataclass(frozen=True)
@@ -37,6 +46,8 @@ class Section:
     shots: list[int]
     cells: list[dict[str, Any]]
     shown: list[Shown]
+    mistakes: list[Answers]
+    skills: tables.Table | None
     figures: dict[str, str]
 
 
@@ -48,16 +59,22 @@ def write_report(
     missing, of another schema or without cells.
     """
     directory = Path(run_directory)
-    results, samples = load_results(directory), load_samples(directory)
+    subjects = read_runs([directory])
+    if len(subjects) > 1:
+        return write_comparison(subjects, directory)
+    return _write_one(subjects[0], directory, metrics, config)
+
+
+def _write_one(
+    subject: Subject, directory: Path, metrics: str | Path | None, config: str | Path | None
+) -> Path:
+    """The report of one model."""
+    results, samples = subject.results[0], subject.samples
     curves = read_curves(found) if (found := _find(directory, "metrics.csv", metrics)) else {}
     run_config = _find(directory, "config.yaml", config)
-    subjects = list(dict.fromkeys((cell["task"], cell["model"]) for cell in results["cells"]))
-    if not subjects:
-        raise FlamingoError(f"{directory} holds results without cells; run the evaluation again")
-    sections = [
-        _section(results, samples, task, model, directory / PLOTS, alone=len(subjects) == 1)
-        for task, model in subjects
-    ]
+    tasks = plots.distinct(subject.cells, "task")
+    sections = [_section(subject, task, directory / PLOTS, alone=len(tasks) == 1) for task in tasks]
+    write_tables(found_tables([subject], []).values(), directory / TABLES)
     training = {
         name: saved(figure, directory / PLOTS / f"{name}.png")
         for name, figure in training_figures(curves).items()
@@ -69,6 +86,8 @@ def write_report(
             sections=sections,
             training=training,
             results=results,
+            power=power_line(samples),
+            failures=failures([subject]),
             conditions=CONDITIONS,
             run_config=_text(run_config) if run_config else None,
             evaluation_config=json.dumps(results.get("config"), indent=2) if results.get("config") else None,
@@ -97,16 +116,13 @@ def training_figures(curves: Mapping[str, Series]) -> dict[str, Figure]:
     return figures
 
 
-def _section(
-    results: Mapping[str, Any],
-    samples: list[dict[str, Any]],
-    task: str,
-    model: str,
-    folder: Path,
-    alone: bool,
-) -> Section:
-    cells = [c for c in results["cells"] if (c["task"], c["model"]) == (task, model)]
-    scored = plots.select({"cells": cells})
+def _section(subject: Subject, task: str, folder: Path, alone: bool) -> Section:
+    model = subject.name
+    cells = [cell for cell in subject.cells if cell["task"] == task]
+    samples = [sample for sample in subject.samples if sample["task"] == task]
+    results = {"cells": cells}
+    files = (subject.results[0].get("config") or {}).get("files")
+    scored = plots.select(results)
     if not scored:
         raise FlamingoError(f"every prediction of {model} on {task} failed; see the errors in samples.jsonl")
     standard = [cell for cell in scored if cell["condition"] == "standard"]
@@ -117,7 +133,7 @@ def _section(
     )
     if len(standard) < len(scored):
         figures["controls"] = plots.controls(results, task=task, model=model)
-    suffix = "" if alone else f"-{_slug(task)}-{_slug(model)}"
+    suffix = "" if alone else f"-{_slug(task)}"
     return Section(
         task=task,
         model=model,
@@ -126,10 +142,9 @@ def _section(
         table=_table(standard),
         shots=sorted(plots.distinct(standard, "shots")),
         cells=cells,
-        shown=gallery(
-            (s for s in samples if (s["task"], s["model"]) == (task, model)),
-            (results.get("config") or {}).get("files"),
-        ),
+        shown=gallery(samples, files),
+        mistakes=worst_mistakes(samples, files),
+        skills=skills_table([replace(subject, cells=cells)]),
         figures={n: saved(figure, folder / f"{n}{suffix}.png") for n, figure in figures.items()},
     )
 

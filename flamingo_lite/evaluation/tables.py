@@ -120,6 +120,31 @@ def controls_table(subjects: Sequence[Subject]) -> Table | None:
     )
 
 
+def skills_table(subjects: Sequence[Subject]) -> Table | None:
+    """Further figures of a task's cells (by skill, by kind of question) at the most shots: a row for each, a column for
+    each subject."""
+    values: dict[tuple[str, ...], dict[str, str]] = {}
+    for subject in subjects:
+        standard = [c for c in subject.cells if c["condition"] == "standard" and c.get("figures")]
+        most = {q: max(c["shots"] for c in standard if _question(c) == q) for q in map(_question, standard)}
+        for cell in standard:
+            if cell["shots"] != most[_question(cell)]:
+                continue
+            for name, value in cell["figures"].items():
+                key = (*_question(cell)[:3], str(cell["shots"]), name)
+                values.setdefault(key, {})[subject.name] = "–" if value is None else f"{value:.3f}"
+    if not values:
+        return None
+    names = [subject.name for subject in subjects]
+    return Table(
+        "skills",
+        "By skill and kind of question",
+        ["task", "split", "answers", "shots", "figure", *names],
+        [[*map(spoken, key), *(row.get(name, "") for name in names)] for key, row in values.items()],
+        texts=5,
+    )
+
+
 def differences_table(pairs: Sequence[tuple[str, str, Sequence[Comparison]]]) -> Table | None:
     """A row for each pair of subjects and each task, split, style and condition; a column for each number of shots."""
     shots = sorted({found.cell["shots"] for *_, comparisons in pairs for found in comparisons})
