@@ -35,12 +35,21 @@ SAVED = "saved"
 
 @dataclass
 class Config(TrainingConfig):
-    """What training reads, the evaluation, the plan and the comparison. `checkpoint`: the model to evaluate."""
+    """What training reads, the evaluation, the plan and the comparison. `checkpoint`: the model to evaluate; `models`:
+    several, by name."""
 
     eval: EvaluationConfig = field(default_factory=EvaluationConfig)
     plan: PlanConfig = field(default_factory=PlanConfig)
     compare: ComparisonConfig = field(default_factory=ComparisonConfig)
     checkpoint: str = ""
+    models: dict[str, str] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.models and self.checkpoint:
+            raise FlamingoError(
+                f"checkpoint is {self.checkpoint} and models names {', '.join(self.models)}; give one of the two"
+            )
 
 
 def conf_directory() -> Path:

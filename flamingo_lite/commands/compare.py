@@ -36,7 +36,6 @@ USAGE = "KEY=VALUE"
 
 EXPERIMENT = "experiment=compare"
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
-SYSTEMS = "systems.json"
 COST_PROMPTS = 2
 
 
@@ -45,7 +44,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "overrides", nargs="*", metavar="SYSTEM | KEY=VALUE", help=f"a system, or {CONFIG_HELP}"
     )
     parser.add_argument("--cfg", action="store_true", help="print the settings of each system, and stop")
-    parser.add_argument("--fresh", action="store_true", help="delete what an earlier comparison made, and start over")
+    parser.add_argument(
+        "--fresh", action="store_true", help="delete what an earlier comparison made, and start over"
+    )
 
 
 def run(arguments: argparse.Namespace) -> None:
@@ -68,8 +69,7 @@ def compose(words: "Sequence[str]") -> "tuple[Config, dict[str, Config]]":
     chosen, common, own = sorted_words(words)
     base = load_config([*([] if any(w.startswith("experiment=") for w in common) else [EXPERIMENT]), *common])
     known = base.compare.systems
-    systems = {name: (preset, []) for name, preset in chosen.items()}
-    systems = systems or {name: (entry.preset, []) for name, entry in known.items()}
+    systems = chosen or {name: entry.preset for name, entry in known.items()}
     if len(systems) < 2:
         raise FlamingoError(
             f"a comparison needs two systems, got {', '.join(systems) or 'none'}; name presets of model= or experiment="
@@ -78,7 +78,7 @@ def compose(words: "Sequence[str]") -> "tuple[Config, dict[str, Config]]":
         if name not in systems:
             raise unknown("system", name, systems)
     configs = {}
-    for name, (preset, _) in systems.items():
+    for name, preset in systems.items():
         entry = known.get(name)
         given = entry.overrides if entry is not None and entry.preset == preset else []
         configs[name] = _config_of(name, preset, [*common, *given, *own.get(name, [])], base)
@@ -130,6 +130,7 @@ def compare(base: "Config", systems: "Mapping[str, Config]", console: "Console",
     import torch
 
     from flamingo_lite.data.make import available_cores
+    from flamingo_lite.evaluation.comparison_folder import report_systems
     from flamingo_lite.training.comparison import folder_of, plan_systems
 
     output = Path(base.output)
@@ -161,7 +162,15 @@ def systems_table(plans: "Mapping[str, SystemPlan]") -> "Table":
 
     table = Table(title="Systems", title_justify="left")
     table.add_column("system")
-    for name in ("trainable", "parameters", "media tokens", "tokens a document", "documents", "steps", "TFLOPs"):
+    for name in (
+        "trainable",
+        "parameters",
+        "media tokens",
+        "tokens a document",
+        "documents",
+        "steps",
+        "TFLOPs",
+    ):
         table.add_column(name, justify="right")
     for name, plan in plans.items():
         table.add_row(
@@ -180,6 +189,7 @@ def systems_table(plans: "Mapping[str, SystemPlan]") -> "Table":
 def delete_products(output: Path, systems: "Mapping[str, Any]") -> None:
     """Deletes what a comparison of `systems` makes, by name, and nothing else that may lie in the folder."""
     from flamingo_lite.commands.quickstart import delete
+    from flamingo_lite.evaluation.comparison_folder import SYSTEMS
     from flamingo_lite.evaluation.comparison_report import PLOTS, REPORT, TABLES
 
     delete(output, (*systems, "shards", SYSTEMS, REPORT, PLOTS, TABLES))
@@ -267,8 +277,8 @@ def run_one(config: "Config", console: "Console") -> None:
             checkpoint=str(directory),
             output=str(Path(config.output) / rendering),
         )
-        if not is_evaluated(asked):
-            evaluate_model(asked, console)
+        forget_other_answers(asked)
+        evaluate_model(asked, console)
 
 
 def renderings_of(processor: "VisionLanguageProcessor") -> list[str]:
@@ -276,18 +286,26 @@ def renderings_of(processor: "VisionLanguageProcessor") -> list[str]:
     return ["interleaved"] if processor.template.conversation is None else ["turns", "one_turn"]
 
 
-def is_evaluated(config: "Config") -> bool:
-    """Do the results in `config.output` answer this evaluation of this very model?"""
-    from flamingo_lite.commands.evaluate import weights_sha256
-    from flamingo_lite.evaluation.results import RESULTS, SAMPLES, load_results, sha256_of_json
+def forget_other_answers(config: "Config") -> None:
+    """Deletes from `config.output` the answers to other questions, or of another model; the same ones are kept."""
+    import json
+
+    from flamingo_lite.commands.evaluate import subjects_of
+    from flamingo_lite.commands.quickstart import delete
+    from flamingo_lite.evaluation import journal
+    from flamingo_lite.evaluation.results import RESULTS, SAMPLES, load_results
+    from flamingo_lite.evaluation.runner import identity_of
 
     output = Path(config.output)
-    if not (output / RESULTS).is_file() or not (output / SAMPLES).is_file():
-        return False
-    results = load_results(output)
-    shas = {model.get("checkpoint_sha") for model in results["models"].values()}
-    is_same = results.get("config_sha") == sha256_of_json(dataclasses.asdict(config.eval))
-    return is_same and shas == {weights_sha256(Path(config.checkpoint))}
+    begun = output / journal.FOLDER / journal.IDENTITY
+    if (output / RESULTS).is_file():
+        found = load_results(output).get("identity")
+    elif begun.is_file():
+        found = json.loads(begun.read_text(encoding="utf-8"))
+    else:
+        return
+    if found != identity_of(subjects_of(config, 1), config.eval):
+        delete(output, (RESULTS, SAMPLES, journal.FOLDER))
 
 
 def _write_systems(
@@ -297,6 +315,7 @@ def _write_systems(
     import json
 
     from flamingo_lite.checkpoints.io import load
+    from flamingo_lite.evaluation.comparison_folder import SYSTEMS
     from flamingo_lite.evaluation.results import write_atomically
     from flamingo_lite.training.comparison import folder_of
     from flamingo_lite.training.cost import measure_cost
@@ -337,7 +356,10 @@ def cost_prompts(base: "Config") -> "list[Document]":
         key=lambda setting: setting.shots,
     )
     number = min(COST_PROMPTS, base.eval.queries)
-    return [build_prompt(longest, query_id, base.eval.seeds[0], base.eval.files).document for query_id in range(number)]
+    return [
+        build_prompt(longest, query_id, base.eval.seeds[0], base.eval.files).document
+        for query_id in range(number)
+    ]
 
 
 def _training_seconds(run: Path) -> float:
@@ -346,50 +368,3 @@ def _training_seconds(run: Path) -> float:
     from flamingo_lite.training.beginning import SUMMARY as TRAINING
 
     return float(json.loads((run / TRAINING).read_text())["seconds"])
-
-
-def report_systems(output: Path) -> Path:
-    """Writes the report of what lies in a comparison's folder; its path. Errors: `FlamingoError`."""
-    from flamingo_lite.evaluation.comparison_report import write_comparison
-    from flamingo_lite.evaluation.subjects import read_subject
-
-    described = read_systems(output)
-    subjects = [
-        read_subject(
-            name if len(facts["renderings"]) == 1 else f"{name}, {rendering.replace('_', ' ')}",
-            [output / run / rendering for run in facts["runs"]],
-            facts["seeds"],
-            facts,
-        )
-        for name, facts in described["systems"].items()
-        for rendering in facts["renderings"]
-    ]
-    return write_comparison(
-        subjects, output, title=" against ".join(described["systems"]), about=[budget_line(described)]
-    )
-
-
-def read_systems(output: Path) -> "dict[str, Any]":
-    """What a comparison has written about its systems. Errors: `FlamingoError`."""
-    import json
-
-    path = output / SYSTEMS
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-        return {"budget": dict(found["budget"]), "systems": dict(found["systems"])}
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise FlamingoError(
-            f"{path} cannot be read ({error}); expected what flamingo-lite compare wrote: run it again"
-        ) from error
-
-
-def budget_line(described: "Mapping[str, Any]") -> str:
-    """The budget and the seeds, in words."""
-    budget, systems = described["budget"], described["systems"]
-    seeds = len(next(iter(systems.values()))["seeds"])
-    of_each = (
-        f"{budget['samples']:,} documents"
-        if budget["flops"] is None
-        else f"{budget['flops'] / 1e12:,.1f} TFLOPs of training"
-    )
-    return f"{of_each} for each of {len(systems)} systems, under {seeds} training seed{'s' if seeds > 1 else ''}"

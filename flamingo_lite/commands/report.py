@@ -27,7 +27,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> None:
     from pathlib import Path
 
-    from flamingo_lite.commands.compare import SYSTEMS, report_systems
+    from flamingo_lite.evaluation.comparison_folder import SYSTEMS, report_systems
 
     runs = [Path(run) for run in arguments.runs or [DEFAULT]]
     if len(runs) > 1:
@@ -43,7 +43,7 @@ def report_runs(runs: "Sequence[Path]", to: str | None) -> "Path":
     from pathlib import Path
 
     from flamingo_lite.evaluation.comparison_report import write_comparison
-    from flamingo_lite.evaluation.subjects import read_runs
+    from flamingo_lite.evaluation.systems import read_runs
 
     if to is None:
         raise FlamingoError(f"the page on {len(runs)} runs needs a folder; say where with --to FOLDER")

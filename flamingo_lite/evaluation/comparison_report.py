@@ -16,7 +16,7 @@ from flamingo_lite.evaluation.pages import page_environment, saved
 from flamingo_lite.evaluation.power import resolution
 from flamingo_lite.evaluation.results import write_atomically
 from flamingo_lite.evaluation.side_by_side import side_by_side, worst_mistakes
-from flamingo_lite.evaluation.subjects import RESAMPLES, Subject, is_share, paired
+from flamingo_lite.evaluation.systems import RESAMPLES, System, is_share, paired
 from flamingo_lite.evaluation.tables import Table, difference_text, is_significant
 from flamingo_lite.evaluation.tasks import spoken
 
@@ -35,7 +35,7 @@ class TaskSection:
 
 
 def write_comparison(
-    subjects: Sequence[Subject],
+    systems: Sequence[System],
     directory: Path,
     title: str = "",
     about: Sequence[str] = (),
@@ -43,29 +43,29 @@ def write_comparison(
 ) -> Path:
     """The path of the page. `about`: lines on what was compared, for its head.
 
-    Errors: `FlamingoError` for fewer than two subjects, and for runs that share no cell or whose prompts differ.
+    Errors: `FlamingoError` for fewer than two systems, and for runs that share no cell or whose prompts differ.
     """
-    if len(subjects) < 2:
-        raise FlamingoError(f"a comparison needs two models, got {len(subjects)}; give another run")
-    pairs = paired(subjects, resamples)
-    written = found_tables(subjects, pairs)
+    if len(systems) < 2:
+        raise FlamingoError(f"a comparison needs two models, got {len(systems)}; give another run")
+    pairs = paired(systems, resamples)
+    written = found_tables(systems, pairs)
     tables.write_tables(written.values(), directory / TABLES)
-    files = next((found for s in subjects for r in s.results if (found := _files(r))), None)
-    tasks = list(dict.fromkeys(cell["task"] for subject in subjects for cell in subject.cells))
+    files = next((found for s in systems for r in s.results if (found := _files(r))), None)
+    tasks = list(dict.fromkeys(cell["task"] for system in systems for cell in system.cells))
     page = (
         page_environment()
         .get_template("comparison.html.jinja")
         .render(
-            title=title or " and ".join(subject.name for subject in subjects),
-            about=[*about, power_line(subjects[0].samples)],
-            failures=failures(subjects),
-            subjects=subjects,
-            colours={s.name: comparison_plots.colour_of(subjects, s.name) for s in subjects},
+            title=title or " and ".join(system.name for system in systems),
+            about=[*about, power_line(systems[0].samples)],
+            failures=failures(systems),
+            systems=systems,
+            colours={s.name: comparison_plots.colour_of(systems, s.name) for s in systems},
             findings=comparison_findings(pairs),
-            sections=[_section(subjects, task, directory / PLOTS) for task in tasks],
+            sections=[_section(systems, task, directory / PLOTS) for task in tasks],
             tables=written,
-            shown=side_by_side(subjects, files),
-            mistakes={subject.name: worst_mistakes(subject.samples, files, most=3) for subject in subjects},
+            shown=side_by_side(systems, files),
+            mistakes={system.name: worst_mistakes(system.samples, files, most=3) for system in systems},
             conditions=CONDITIONS,
         )
     )
@@ -73,15 +73,15 @@ def write_comparison(
 
 
 def found_tables(
-    subjects: Sequence[Subject], pairs: Sequence[tuple[str, str, Sequence[Comparison]]]
+    systems: Sequence[System], pairs: Sequence[tuple[str, str, Sequence[Comparison]]]
 ) -> dict[str, Table]:
     """The tables by name; those without content are left out."""
     made = (
-        tables.accuracy_table(subjects),
+        tables.accuracy_table(systems),
         tables.differences_table(pairs),
-        tables.controls_table(subjects),
-        tables.skills_table(subjects),
-        tables.systems_table(subjects),
+        tables.controls_table(systems),
+        tables.skills_table(systems),
+        tables.systems_table(systems),
     )
     return {table.name: table for table in made if table is not None and table.rows}
 
@@ -116,26 +116,30 @@ def _finding(first: str, second: str, group: Sequence[Comparison]) -> Finding:
     better, worse = (second, first) if last.result.difference > 0 else (first, second)
     sign = last.result.difference > 0
     same = [c.cell["shots"] for c in ordered[:-1] if is_significant(c) and (c.result.difference > 0) == sign]
-    turned = [c.cell["shots"] for c in ordered[:-1] if is_significant(c) and (c.result.difference > 0) != sign]
+    turned = [
+        c.cell["shots"] for c in ordered[:-1] if is_significant(c) and (c.result.difference > 0) != sign
+    ]
     also = f"; likewise at {_listed(same)}" if same else ""
     but = f"; the other way round at {_listed(turned)}" if turned else ""
     p = last.result.p_holm
     said = "p < 0.001" if p is not None and p < 0.001 else f"p = {p:.3f}"
-    return Finding("yes", f"{where}: {better} is better than {worse} ({figures}, {said} after Holm{also}{but}).")
+    return Finding(
+        "yes", f"{where}: {better} is better than {worse} ({figures}, {said} after Holm{also}{but})."
+    )
 
 
 def _listed(shots: Sequence[int]) -> str:
     return ", ".join(map(str, shots))
 
 
-def _section(subjects: Sequence[Subject], task: str, folder: Path) -> TaskSection:
+def _section(systems: Sequence[System], task: str, folder: Path) -> TaskSection:
     has_standard = any(
         cell["condition"] == "standard" and cell["value"] is not None and cell["task"] == task
-        for subject in subjects
-        for cell in subject.cells
+        for system in systems
+        for cell in system.cells
     )
-    curves = comparison_plots.over_shots(subjects, task) if has_standard else None
-    controls = comparison_plots.control_dots(subjects, task)
+    curves = comparison_plots.over_shots(systems, task) if has_standard else None
+    controls = comparison_plots.control_dots(systems, task)
     return TaskSection(
         task,
         saved(curves, folder / f"scores_over_shots-{task}.png") if curves else None,
@@ -155,12 +159,11 @@ def _files(results: Mapping[str, Any]) -> Mapping[str, Mapping[str, str]] | None
     return (results.get("config") or {}).get("files") or None
 
 
-def failures(subjects: Sequence[Subject]) -> list[str]:
-    """A line for each subject of which more than 1% of the generations failed."""
+def failures(systems: Sequence[System]) -> list[str]:
+    """A line for each system of which more than 1% of the generations failed."""
     lines = []
-    for subject in subjects:
-        failed = sum(sample["status"] == "failed" for sample in subject.samples)
-        if failed > 0.01 * len(subject.samples):
-            lines.append(f"{subject.name}: {failed:,} of {len(subject.samples):,} generations failed")
+    for system in systems:
+        failed = sum(sample["status"] == "failed" for sample in system.samples)
+        if failed > 0.01 * len(system.samples):
+            lines.append(f"{system.name}: {failed:,} of {len(system.samples):,} generations failed")
     return lines
-

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from flamingo_lite.data.stores import parse_bytes
 from flamingo_lite.document import Document, Text
 from flamingo_lite.errors import FlamingoError
 from flamingo_lite.evaluation.conditions import CONDITIONS, Episode, blanked
@@ -43,6 +44,9 @@ class EvaluationConfig:
     `files`: what tasks from files read, by task (eval.files.TASK.NAME=PATH). `selector`, `order`: how demonstrations
     are chosen and arranged; `zero_shot`: what a prompt without demonstrations begins with. `rendering`: how this model
     is shown a prompt. `queries`: per split, or all where there are fewer. `max_new_tokens`: in place of each style's own.
+
+    None of these changes an answer: `batch_size`; `features`, a folder in which what the vision encoder gives of each
+    image is kept; `media_bytes`, about what encoded images may take in memory.
     """
 
     tasks: list[str] = field(default_factory=lambda: ["operator_induction"])
@@ -65,6 +69,8 @@ class EvaluationConfig:
     batch_size: int = 64
     max_new_tokens: int | None = None
     resamples: int = 2000
+    features: str | None = None
+    media_bytes: str = "4GB"
 
     def __post_init__(self) -> None:
         """Errors: `FlamingoError` for an unknown name, with the nearest right one, and for numbers out of
@@ -89,6 +95,7 @@ class EvaluationConfig:
             values = getattr(self, name)
             if len(set(values)) < len(values):
                 raise FlamingoError(f"{name} names a value twice: {list(values)}; name each once")
+        parse_bytes(self.media_bytes, "eval.media_bytes")
         if min((*self.shots, *self.control_shots)) < 0:
             raise FlamingoError(f"shots are {self.shots} and {self.control_shots}; expected 0 or more")
         self._check_choices("split", "splits", (*self.splits, *self.control_splits))
@@ -134,7 +141,6 @@ def setting_of(sample: Mapping[str, Any]) -> Setting:
         selector=sample.get("selector", "random"),
         order=sample.get("order", "own"),
         zero_shot=sample.get("zero_shot", "plain"),
-        rendering=sample.get("rendering", "interleaved"),
     )
 
 
@@ -209,13 +215,28 @@ def prompts(
     setting: Setting, config: EvaluationConfig, selectors: Mapping[str, Selection] = SELECTORS
 ) -> Iterator[Prompt]:
     """Errors: as `build_prompt`."""
-    count = items_of(setting.task, config.files).count(setting.split)
-    queries = config.queries if count is None else min(config.queries, count)
     for seed in seeds_of(setting, config):
-        for query_id in range(queries):
-            prompt = build_prompt(setting, query_id, seed, config.files, selectors)
-            longest = config.max_new_tokens
-            yield prompt if longest is None else replace(prompt, max_new_tokens=longest)
+        for query_id in range(query_count(setting, config)):
+            yield asked(setting, query_id, seed, config, selectors)
+
+
+def query_count(setting: Setting, config: EvaluationConfig) -> int:
+    """How many queries of the setting's split are asked."""
+    count = items_of(setting.task, config.files).count(setting.split)
+    return config.queries if count is None else min(config.queries, count)
+
+
+def asked(
+    setting: Setting,
+    query_id: int,
+    seed: int,
+    config: EvaluationConfig,
+    selectors: Mapping[str, Selection] = SELECTORS,
+) -> Prompt:
+    """One of the `prompts`. Errors: as `build_prompt`."""
+    prompt = build_prompt(setting, query_id, seed, config.files, selectors)
+    longest = config.max_new_tokens
+    return prompt if longest is None else replace(prompt, max_new_tokens=longest)
 
 
 def build_prompt(

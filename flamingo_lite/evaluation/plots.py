@@ -16,7 +16,7 @@ from matplotlib.layout_engine import ConstrainedLayoutEngine
 from flamingo_lite.evaluation.conditions import CONDITIONS
 from flamingo_lite.evaluation.curves import Series, gates
 from flamingo_lite.evaluation.results import write_atomically
-from flamingo_lite.evaluation.subjects import is_share
+from flamingo_lite.evaluation.systems import is_share
 from flamingo_lite.evaluation.tasks import describe_split, spoken
 from flamingo_lite.figures import BLUE, GREEN, LOOK, MUTED, PURPLE, VERMILION, png
 
@@ -138,7 +138,9 @@ def controls(
             panel.set_xticks(np.arange(0, 1.01, 0.25))
             panel.xaxis.set_major_formatter(lambda value, position: f"{value:.0%}")
         style = f", {last['style']} answers" if last.get("style") else ""
-        panel.set_xlabel(f"{spoken(last['metric'])} at {last['shots']} shots on {spoken(last['split'])}{style}")
+        panel.set_xlabel(
+            f"{spoken(last['metric'])} at {last['shots']} shots on {spoken(last['split'])}{style}"
+        )
     return save(figure, path)
 
 

@@ -30,7 +30,7 @@ from flamingo_lite.evaluation.gallery import Shown, gallery
 from flamingo_lite.evaluation.pages import page_environment, saved
 from flamingo_lite.evaluation.results import write_atomically
 from flamingo_lite.evaluation.side_by_side import Answers, worst_mistakes
-from flamingo_lite.evaluation.subjects import Subject, read_runs
+from flamingo_lite.evaluation.systems import System, read_runs
 from flamingo_lite.evaluation.tables import skills_table, write_tables
 
 
@@ -59,22 +59,22 @@ def write_report(
     missing, of another schema or without cells.
     """
     directory = Path(run_directory)
-    subjects = read_runs([directory])
-    if len(subjects) > 1:
-        return write_comparison(subjects, directory)
-    return _write_one(subjects[0], directory, metrics, config)
+    systems = read_runs([directory])
+    if len(systems) > 1:
+        return write_comparison(systems, directory)
+    return _write_one(systems[0], directory, metrics, config)
 
 
 def _write_one(
-    subject: Subject, directory: Path, metrics: str | Path | None, config: str | Path | None
+    system: System, directory: Path, metrics: str | Path | None, config: str | Path | None
 ) -> Path:
     """The report of one model."""
-    results, samples = subject.results[0], subject.samples
+    results, samples = system.results[0], system.samples
     curves = read_curves(found) if (found := _find(directory, "metrics.csv", metrics)) else {}
     run_config = _find(directory, "config.yaml", config)
-    tasks = plots.distinct(subject.cells, "task")
-    sections = [_section(subject, task, directory / PLOTS, alone=len(tasks) == 1) for task in tasks]
-    write_tables(found_tables([subject], []).values(), directory / TABLES)
+    tasks = plots.distinct(system.cells, "task")
+    sections = [_section(system, task, directory / PLOTS, alone=len(tasks) == 1) for task in tasks]
+    write_tables(found_tables([system], []).values(), directory / TABLES)
     training = {
         name: saved(figure, directory / PLOTS / f"{name}.png")
         for name, figure in training_figures(curves).items()
@@ -87,7 +87,7 @@ def _write_one(
             training=training,
             results=results,
             power=power_line(samples),
-            failures=failures([subject]),
+            failures=failures([system]),
             conditions=CONDITIONS,
             run_config=_text(run_config) if run_config else None,
             evaluation_config=json.dumps(results.get("config"), indent=2) if results.get("config") else None,
@@ -116,12 +116,12 @@ def training_figures(curves: Mapping[str, Series]) -> dict[str, Figure]:
     return figures
 
 
-def _section(subject: Subject, task: str, folder: Path, alone: bool) -> Section:
-    model = subject.name
-    cells = [cell for cell in subject.cells if cell["task"] == task]
-    samples = [sample for sample in subject.samples if sample["task"] == task]
+def _section(system: System, task: str, folder: Path, alone: bool) -> Section:
+    model = system.name
+    cells = [cell for cell in system.cells if cell["task"] == task]
+    samples = [sample for sample in system.samples if sample["task"] == task]
     results = {"cells": cells}
-    files = (subject.results[0].get("config") or {}).get("files")
+    files = (system.results[0].get("config") or {}).get("files")
     scored = plots.select(results)
     if not scored:
         raise FlamingoError(f"every prediction of {model} on {task} failed; see the errors in samples.jsonl")
@@ -144,7 +144,7 @@ def _section(subject: Subject, task: str, folder: Path, alone: bool) -> Section:
         cells=cells,
         shown=gallery(samples, files),
         mistakes=worst_mistakes(samples, files),
-        skills=skills_table([replace(subject, cells=cells)]),
+        skills=skills_table([replace(system, cells=cells)]),
         figures={n: saved(figure, folder / f"{n}{suffix}.png") for n, figure in figures.items()},
     )
 

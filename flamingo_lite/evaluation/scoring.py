@@ -154,7 +154,8 @@ def _sample(prompt: Prompt, outcome: Outcome, found: Scored, model: str) -> dict
         "error": failure.reason if failure else None,
         "read": has_read(raw, query) if has_read is not None and isinstance(raw, str) else None,
         "candidates": (
-            dict(zip(prompt.choices, map(_rounded, outcome.scores), strict=True))
+            # Beyond these places a likelihood depends on which prompts ran together.
+            dict(zip(prompt.choices, (round(score, 3) for score in outcome.scores), strict=True))
             if isinstance(outcome, Ranked) and is_listed
             else None
         ),

@@ -1,4 +1,4 @@
-"""Chooses the prompts that a report shows because of who answers them right: by whom of several subjects, or by nobody.
+"""Chooses the prompts that a report shows because of who answers them right: by whom of several systems, or by nobody.
 
 Chosen by the order of their hashes among those of a kind: fixed, and nobody's choice.
 """
@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from flamingo_lite.evaluation.gallery import Piece, Sample, pieces_of, redrawn, title_of, verdict
 from flamingo_lite.evaluation.grid import Files
-from flamingo_lite.evaluation.subjects import Subject
+from flamingo_lite.evaluation.systems import System
 from flamingo_lite.evaluation.tasks import spoken
 
 MOST_MISTAKES = 6
@@ -16,33 +16,35 @@ MOST_MISTAKES = 6
 
 @dataclass(frozen=True)
 class Answers:
-    """A prompt and what each subject wrote. `kind`: who is right."""
+    """A prompt and what each system wrote. `kind`: who is right."""
 
     kind: str
     title: str
     sample: Sample
     pieces: tuple[Piece, ...]
     answers: tuple[tuple[str, str, Sample], ...]
-    """(subject, right, wrong or failed, its sample)"""
+    """(system, right, wrong or failed, its sample)"""
 
 
-def side_by_side(subjects: Sequence[Subject], files: Files | None = None) -> list[Answers]:
-    """For each task, split and style at the most shots: a prompt that all answer right, one that only a certain subject
+def side_by_side(systems: Sequence[System], files: Files | None = None) -> list[Answers]:
+    """For each task, split and style at the most shots: a prompt that all answer right, one that only a certain system
     does, for each of them, and one that nobody does, as far as there are such."""
-    by_subject = {subject.name: _first_answers(subject.samples) for subject in subjects}
-    common = set.intersection(*(set(found) for found in by_subject.values()))
+    by_system = {system.name: _first_answers(system.samples) for system in systems}
+    common = set.intersection(*(set(found) for found in by_system.values()))
     chosen: dict[tuple[tuple[str, ...], str], tuple] = {}
-    for key in sorted(common, key=lambda key: (key[:3], by_subject[subjects[0].name][key]["prompt_sha"], key)):
-        found = {name: samples[key] for name, samples in by_subject.items()}
+    for key in sorted(common, key=lambda key: (key[:3], by_system[systems[0].name][key]["prompt_sha"], key)):
+        found = {name: samples[key] for name, samples in by_system.items()}
         kind = _kind({name: sample["score"] == 1.0 for name, sample in found.items()})
         if kind is not None:
             chosen.setdefault((key[:3], kind), (found, kind))
-    kinds = ["all are right", *(f"only {subject.name} is right" for subject in subjects), "none is right"]
+    kinds = ["all are right", *(f"only {system.name} is right" for system in systems), "none is right"]
     ordered = sorted(chosen.items(), key=lambda item: (item[0][0], kinds.index(item[0][1])))
     return [_answers(found, kind, files) for _, (found, kind) in ordered]
 
 
-def worst_mistakes(samples: Iterable[Sample], files: Files | None = None, most: int = MOST_MISTAKES) -> list[Answers]:
+def worst_mistakes(
+    samples: Iterable[Sample], files: Files | None = None, most: int = MOST_MISTAKES
+) -> list[Answers]:
     """The queries that are answered wrong under the most seeds at the most shots, and of these at the most numbers of
     shots too: under each of them one answer."""
     standard = [s for s in samples if s["condition"] == "standard" and s["score"] is not None]

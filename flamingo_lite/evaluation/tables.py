@@ -9,7 +9,7 @@ from typing import Any
 from flamingo_lite.evaluation.comparison import Comparison
 from flamingo_lite.evaluation.findings import percent
 from flamingo_lite.evaluation.results import write_atomically
-from flamingo_lite.evaluation.subjects import Cell, Subject, is_share
+from flamingo_lite.evaluation.systems import Cell, System, is_share
 from flamingo_lite.evaluation.tasks import spoken
 
 LEVEL = 0.05
@@ -77,9 +77,9 @@ def write_tables(tables: Iterable[Table], folder: Path) -> None:
         write_atomically(folder / f"{table.name}.tex", table.latex().encode("utf-8", "replace"))
 
 
-def accuracy_table(subjects: Sequence[Subject]) -> Table:
-    """A row for each task, split, style and subject; a column for each number of shots."""
-    cells = [cell for subject in subjects for cell in subject.cells if cell["condition"] == "standard"]
+def accuracy_table(systems: Sequence[System]) -> Table:
+    """A row for each task, split, style and system; a column for each number of shots."""
+    cells = [cell for system in systems for cell in system.cells if cell["condition"] == "standard"]
     shots = sorted({cell["shots"] for cell in cells})
     rows: dict[tuple[str, ...], dict[int, str]] = {}
     for question in dict.fromkeys(_question(cell) for cell in cells):
@@ -90,24 +90,25 @@ def accuracy_table(subjects: Sequence[Subject]) -> Table:
         "accuracy",
         "Scores over shots",
         ["task", "split", "answers", "metric", "model", *map(str, shots)],
-        [[*map(spoken, key[:4]), key[4], *(row.get(count, "") for count in shots)] for key, row in rows.items()],
+        [
+            [*map(spoken, key[:4]), key[4], *(row.get(count, "") for count in shots)]
+            for key, row in rows.items()
+        ],
         texts=5,
         note="In brackets the 95% interval.",
     )
 
 
-def controls_table(subjects: Sequence[Subject]) -> Table | None:
-    """A row for each task, split, style, shots and condition that was asked of controls; a column for each subject."""
-    names = [subject.name for subject in subjects]
+def controls_table(systems: Sequence[System]) -> Table | None:
+    """A row for each task, split, style, shots and condition that was asked of controls; a column for each system."""
+    names = [system.name for system in systems]
     values: dict[tuple[str, ...], dict[str, str]] = {}
-    for subject in subjects:
-        asked = {
-            (_question(cell), cell["shots"]) for cell in subject.cells if cell["condition"] != "standard"
-        }
-        for cell in subject.cells:
+    for system in systems:
+        asked = {(_question(cell), cell["shots"]) for cell in system.cells if cell["condition"] != "standard"}
+        for cell in system.cells:
             if (_question(cell), cell["shots"]) in asked:
                 key = (*_question(cell)[:3], str(cell["shots"]), cell["condition"])
-                values.setdefault(key, {})[subject.name] = value_with_interval(cell)
+                values.setdefault(key, {})[system.name] = value_with_interval(cell)
     if not values:
         return None
     return Table(
@@ -120,22 +121,22 @@ def controls_table(subjects: Sequence[Subject]) -> Table | None:
     )
 
 
-def skills_table(subjects: Sequence[Subject]) -> Table | None:
+def skills_table(systems: Sequence[System]) -> Table | None:
     """Further figures of a task's cells (by skill, by kind of question) at the most shots: a row for each, a column for
-    each subject."""
+    each system."""
     values: dict[tuple[str, ...], dict[str, str]] = {}
-    for subject in subjects:
-        standard = [c for c in subject.cells if c["condition"] == "standard" and c.get("figures")]
+    for system in systems:
+        standard = [c for c in system.cells if c["condition"] == "standard" and c.get("figures")]
         most = {q: max(c["shots"] for c in standard if _question(c) == q) for q in map(_question, standard)}
         for cell in standard:
             if cell["shots"] != most[_question(cell)]:
                 continue
             for name, value in cell["figures"].items():
                 key = (*_question(cell)[:3], str(cell["shots"]), name)
-                values.setdefault(key, {})[subject.name] = "–" if value is None else f"{value:.3f}"
+                values.setdefault(key, {})[system.name] = "–" if value is None else f"{value:.3f}"
     if not values:
         return None
-    names = [subject.name for subject in subjects]
+    names = [system.name for system in systems]
     return Table(
         "skills",
         "By skill and kind of question",
@@ -146,7 +147,7 @@ def skills_table(subjects: Sequence[Subject]) -> Table | None:
 
 
 def differences_table(pairs: Sequence[tuple[str, str, Sequence[Comparison]]]) -> Table | None:
-    """A row for each pair of subjects and each task, split, style and condition; a column for each number of shots."""
+    """A row for each pair of systems and each task, split, style and condition; a column for each number of shots."""
     shots = sorted({found.cell["shots"] for *_, comparisons in pairs for found in comparisons})
     rows: dict[tuple[str, ...], dict[int, str]] = {}
     for first, second, comparisons in pairs:
@@ -160,27 +161,30 @@ def differences_table(pairs: Sequence[tuple[str, str, Sequence[Comparison]]]) ->
         "differences",
         "Paired differences",
         ["task", "split", "answers", "condition", "difference", *map(str, shots)],
-        [[*map(spoken, key[:4]), key[4], *(row.get(count, "") for count in shots)] for key, row in rows.items()],
+        [
+            [*map(spoken, key[:4]), key[4], *(row.get(count, "") for count in shots)]
+            for key, row in rows.items()
+        ],
         texts=5,
         note=f"Second minus first, paired on identical prompts, with the 95% interval; {STAR}: p < {LEVEL:g} after "
         "Holm's adjustment over shots.",
     )
 
 
-def systems_table(subjects: Sequence[Subject]) -> Table | None:
+def systems_table(systems: Sequence[System]) -> Table | None:
     """What systems are and cost, as far as it is known: a row for each figure, a column for each system."""
-    known = [subject for subject in subjects if subject.facts]
+    known = [system for system in systems if system.facts]
     if not known:
         return None
     rows = [
-        [label, *(show(subject.facts) for subject in known)]
+        [label, *(show(system.facts) for system in known)]
         for label, show in FACTS.items()
-        if any(show(subject.facts) for subject in known)
+        if any(show(system.facts) for system in known)
     ]
     return Table(
         "systems",
         "What the systems are and cost",
-        ["", *(subject.name for subject in known)],
+        ["", *(system.name for system in known)],
         rows,
         texts=1,
         note="Arithmetic counts a multiply-add as two operations. A prompt is one of the evaluation's longest, answered "

@@ -136,9 +136,7 @@ class Tracker:
 
         self._log({f"plots/{path.stem}": wandb.Image(str(path)) for path in paths}, step)
 
-    def log_predictions(
-        self, samples: Sequence[Mapping[str, Any]], files: Files | None, step: int
-    ) -> None:
+    def log_predictions(self, samples: Sequence[Mapping[str, Any]], files: Files | None, step: int) -> None:
         """Every prediction of an evaluation beside the images of its prompt: a table for each task, split and condition.
 
         A prompt that cannot be drawn again, bit by bit, has no images there.

@@ -29,7 +29,7 @@ RESAMPLES = 2000
 
 
 @dataclass(frozen=True)
-class Subject:
+class System:
     """`cells`: as in `results.json`, of all training seeds together; `by_training_seed`: a cell's values under each, by
     its `cell_key`. `facts`: what else is known of the system. `results`: of its runs."""
 
@@ -46,24 +46,24 @@ def cell_key(cell: Mapping[str, Any]) -> tuple[Any, ...]:
     return tuple(cell.get(key) for key in CELL_KEYS)
 
 
-def read_subject(
+def read_system(
     name: str,
     directories: Sequence[Path],
     training_seeds: Sequence[int | None] = (None,),
     facts: Mapping[str, Any] | None = None,
-) -> Subject:
-    """The subject whose runs lie in `directories`, one for each training seed. Errors: `FlamingoError`."""
+) -> System:
+    """The system whose runs lie in `directories`, one for each training seed. Errors: `FlamingoError`."""
     results = [load_results(directory) for directory in directories]
     samples = [
         {**sample, "model": name, "training_seed": seed}
         for directory, seed in zip(directories, training_seeds, strict=True)
         for sample in load_samples(directory)
     ]
-    return _subject(name, samples, results, tuple(training_seeds), facts or {})
+    return _system(name, samples, results, tuple(training_seeds), facts or {})
 
 
-def read_runs(directories: Sequence[Path]) -> list[Subject]:
-    """A subject for each model and rendering in each run's folder, under names that tell them apart.
+def read_runs(directories: Sequence[Path]) -> list[System]:
+    """A system for each model and rendering in each run's folder, under names that tell them apart.
 
     Errors: `FlamingoError` for a folder that is given twice, and for results without cells.
     """
@@ -80,39 +80,39 @@ def read_runs(directories: Sequence[Path]) -> list[Subject]:
         found += [(*key, _folder_name(directory), directory, results, its) for key, its in groups.items()]
     models = [model for model, *_ in found]
     shown = {rendering for _, rendering, *_ in found}
-    subjects = []
+    systems = []
     for model, rendering, folder, _, results, samples in found:
         name = model if models.count(model) == 1 else folder
         name = name if len(shown) == 1 else f"{name}, {rendering.replace('_', ' ')}"
         cells = [c for c in results["cells"] if (c["model"], rendering_of(c)) == (model, rendering)]
         named = [{**sample, "model": name} for sample in samples]
-        subjects.append(Subject(name, named, [{**cell, "model": name} for cell in cells], [results]))
-    if len({subject.name for subject in subjects}) < len(subjects):
+        systems.append(System(name, named, [{**cell, "model": name} for cell in cells], [results]))
+    if len({system.name for system in systems}) < len(systems):
         raise FlamingoError(
-            f"two runs go by one name ({', '.join(s.name for s in subjects)}); rename the folder of one of them"
+            f"two runs go by one name ({', '.join(s.name for s in systems)}); rename the folder of one of them"
         )
-    return subjects
+    return systems
 
 
 def rendering_of(sample: Mapping[str, Any]) -> str:
     return sample.get("rendering", "interleaved")
 
 
-def paired(subjects: Sequence[Subject], resamples: int = RESAMPLES) -> list[tuple[str, str, list[Comparison]]]:
-    """(first, second, differences second - first) of every two subjects. Errors: `FlamingoError`, as `compare`."""
+def paired(systems: Sequence[System], resamples: int = RESAMPLES) -> list[tuple[str, str, list[Comparison]]]:
+    """(first, second, differences second - first) of every two systems. Errors: `FlamingoError`, as `compare`."""
     return [
         (first.name, second.name, compare(first.samples, second.samples, resamples))
-        for first, second in combinations(subjects, 2)
+        for first, second in combinations(systems, 2)
     ]
 
 
-def _subject(
+def _system(
     name: str,
     samples: list[Sample],
     results: list[Mapping[str, Any]],
     training_seeds: tuple[int | None, ...],
     facts: Mapping[str, Any],
-) -> Subject:
+) -> System:
     known: dict[tuple[Any, ...], Cell] = {}
     values: dict[tuple[Any, ...], list[float | None]] = {}
     for its in results:
@@ -126,7 +126,7 @@ def _subject(
         for sample in samples:
             by_cell.setdefault(cell_key(sample), []).append(sample)
         cells = [_pooled(cell, name, by_cell.get(key, [])) for key, cell in known.items()]
-    return Subject(name, samples, cells, results, training_seeds, values, facts)
+    return System(name, samples, cells, results, training_seeds, values, facts)
 
 
 def _pooled(cell: Cell, name: str, samples: Sequence[Sample]) -> Cell:
