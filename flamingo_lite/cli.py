@@ -13,6 +13,7 @@ from typing import NoReturn
 
 import flamingo_lite
 from flamingo_lite.commands import (
+    chat,
     dashboard,
     data_check,
     data_convert,
@@ -42,6 +43,7 @@ COMMANDS: dict[str, ModuleType] = {
     "data index": data_index,
     "train": train,
     "eval": evaluate,
+    "chat": chat,
     "report": report,
     "export": export,
     "plan": plan,
