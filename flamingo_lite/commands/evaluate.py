@@ -10,13 +10,12 @@ from typing import TYPE_CHECKING, Any
 from flamingo_lite.commands.common import add_config_arguments, add_multirun_argument, configs
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Mapping
 
     from rich.console import Console
     from rich.table import Table
 
     from flamingo_lite.config import Config
-    from flamingo_lite.document import Document
 
 SUMMARY = "few-shot evaluation of a trained model"
 USAGE = "KEY=VALUE"
@@ -50,9 +49,9 @@ def evaluate_model(config: "Config", console: "Console") -> "Mapping[str, Any]":
 
     from flamingo_lite.checkpoints.io import load
     from flamingo_lite.data.make import available_cores
+    from flamingo_lite.evaluation.answering import generator, ranker
     from flamingo_lite.evaluation.power import resolution
     from flamingo_lite.evaluation.runner import evaluate
-    from flamingo_lite.generation.generate import generate
     from flamingo_lite.training.display import ProgressDisplay
     from flamingo_lite.training.settings import MODEL, torch_device
 
@@ -60,11 +59,6 @@ def evaluate_model(config: "Config", console: "Console") -> "Mapping[str, Any]":
     torch.set_num_threads(config.trainer.threads or available_cores())
     model, processor = load(directory)
     torch.nn.Module.to(model, torch_device(config.trainer.accelerator))
-
-    def answer(documents: "Sequence[Document]", max_new_tokens: int) -> list[str]:
-        return generate(
-            model, processor, documents, max_new_tokens=max_new_tokens, batch_size=config.eval.batch_size
-        )
 
     console.print(resolution(config.eval.queries, config.eval.seeds), highlight=False, soft_wrap=True)
     with ProgressDisplay("evaluating", 0, console) as display:
@@ -74,9 +68,10 @@ def evaluate_model(config: "Config", console: "Console") -> "Mapping[str, Any]":
             display.update(done, label)
 
         return evaluate(
-            answer,
+            generator(model, processor, config.eval.batch_size),
             config.eval,
             config.output,
+            rank=ranker(model, processor, config.eval.batch_size),
             model=directory.name,
             checkpoint_sha=weights_sha256(directory),
             progress=progress,

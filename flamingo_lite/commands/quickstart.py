@@ -57,6 +57,8 @@ def run(arguments: argparse.Namespace) -> None:
         # Quoted for hydra's grammar: a path may hold spaces.
         quoted = arguments.output.replace("\\", "\\\\").replace("'", "\\'")
         arguments.overrides = [*arguments.overrides, f"output='{quoted}'"]
+    if arguments.config is None and not any(o.startswith("eval=") for o in arguments.overrides):
+        arguments.overrides = ["eval=quickstart", *arguments.overrides]
     for config in configs(arguments):
         from rich.console import Console
 

@@ -5,8 +5,9 @@ systems, or two conditions of one, are compared on identical demonstrations.
 """
 
 import random
-from collections.abc import Callable, Collection, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
 
 from flamingo_lite.document import Image
 from flamingo_lite.errors import FlamingoError
@@ -16,47 +17,104 @@ MAX_REJECTIONS = 10_000
 
 @dataclass(frozen=True)
 class Example:
-    """One question with its answer. `expression`: what the image asks, in words ("3 ? 5")."""
+    """One question with its answer. `question`: what is asked, in words; `answer`: what a demonstration shows and
+    a sample names as its target.
+
+    `references`: all right answers, of annotators or captioners (empty: `answer` alone); `choices`: the answers
+    among which the right one is, where they are known; `facts`: what else a scorer needs, such as a question's type.
+    """
 
     id: str
-    image: Image
-    expression: str
+    images: tuple[Image, ...]
+    question: str
     answer: str
+    references: tuple[str, ...] = ()
+    choices: tuple[str, ...] = ()
+    facts: Mapping[str, Any] = field(default_factory=dict, hash=False)
+
+    @property
+    def right_answers(self) -> tuple[str, ...]:
+        return self.references or (self.answer,)
+
+
+@dataclass(frozen=True)
+class Support:
+    """The examples that the demonstrations of a query come from.
+
+    `key` names it: queries whose supports have one key share it. `examples` may draw a picture when one is asked
+    for; `answers[i]` is that of `examples[i]`, known without its picture. `draw` gives one example at random.
+    """
+
+    key: str
+    examples: Sequence[Example]
+    answers: Sequence[str]
+    draw: Callable[[random.Random], Example]
+
+
+def uniform_support(key: str, examples: Sequence[Example]) -> Support:
+    """A support of listed examples, each as likely as any other."""
+    return Support(key, examples, [example.answer for example in examples], lambda g: g.choice(examples))
 
 
 def episode_generator(
-    purpose: str, task: str, split: str, query_id: int, seed: int | None = None
+    purpose: str, task: str, split: str, query_id: int | str, seed: int | None = None
 ) -> random.Random:
     """The randomness of one purpose in one episode. A str seed is hashed, so it is the same on every
     machine."""
     return random.Random(f"{purpose}/{task}/{split}/{query_id}/{seed}")
 
 
+class Exclusion:
+    """What may still be shown: nothing of the query, and no example or picture twice.
+
+    An example shares nothing with the query: neither its id nor the hash of any image. Two demonstrations may
+    share one of several images (a digit of an expression), but not all of them.
+    """
+
+    def __init__(self, query: Example) -> None:
+        self._query_images = {image.id for image in query.images}
+        self._ids = {query.id}
+        self._shown: set[tuple[str, ...]] = set()
+
+    def admits(self, example: Example) -> bool:
+        """Whether `example` may be shown; if so, it is counted as shown from now on."""
+        images = tuple(image.id for image in example.images)
+        if example.id in self._ids or self._query_images.intersection(images) or images in self._shown:
+            return False
+        self._ids.add(example.id)
+        if images:
+            self._shown.add(images)
+        return True
+
+
 def draw_demonstrations(
-    draw: Callable[[random.Random], Example], generator: random.Random, shots: int, exclude: Collection[str]
+    draw: Callable[[random.Random], Example], generator: random.Random, shots: int, query: Example
 ) -> tuple[Example, ...]:
-    """`shots` demonstrations in their order, no image twice and none whose image id is in `exclude`.
+    """`shots` demonstrations in their order, none twice and none that shares an image with `query`.
 
     One `generator` feeds `draw` one example after the other, and a rejected one is drawn again: what follows
     the k-th demonstration cannot change the first k, so smaller sets are prefixes of larger ones. Errors:
-    `FlamingoError` when the support has too few distinct images.
+    `FlamingoError` when the support has too few distinct examples.
     """
-    seen = set(exclude)
+    exclusion = Exclusion(query)
     demonstrations: list[Example] = []
     rejections = 0
     while len(demonstrations) < shots:
         example = draw(generator)
-        if example.image.id not in seen:
-            seen.add(example.image.id)
+        if exclusion.admits(example):
             demonstrations.append(example)
             continue
         rejections += 1
         if rejections > MAX_REJECTIONS:
-            raise FlamingoError(
-                f"the support gave {len(demonstrations)} distinct images for {shots} shots; "
-                f"ask for at most {len(demonstrations)} shots or enlarge the support"
-            )
+            raise too_few(len(demonstrations), shots)
     return tuple(demonstrations)
+
+
+def too_few(found: int, shots: int) -> FlamingoError:
+    return FlamingoError(
+        f"the support gave {found} distinct examples for {shots} shots; "
+        f"ask for at most {found} shots or enlarge the support"
+    )
 
 
 def permute_answers(answers: Sequence[str], generator: random.Random) -> tuple[str, ...]:

@@ -11,7 +11,7 @@ from typing import Any
 from flamingo_lite.data.pages import data_uri
 from flamingo_lite.document import Document, Image, Text, image_format
 from flamingo_lite.errors import FlamingoError
-from flamingo_lite.evaluation.grid import Setting, build_prompt
+from flamingo_lite.evaluation.grid import Files, build_prompt, setting_of
 from flamingo_lite.evaluation.results import prompt_sha
 from flamingo_lite.evaluation.tasks import spoken
 
@@ -37,9 +37,10 @@ class Shown:
     pieces: tuple[Piece, ...]
 
 
-def gallery(samples: Iterable[Sample]) -> list[Shown]:
+def gallery(samples: Iterable[Sample], files: Files | None = None) -> list[Shown]:
+    """`files`: those that the evaluation's tasks were read from."""
     return [
-        Shown(sample, _title(sample), _verdict(sample), _pieces(_redrawn(sample)))
+        Shown(sample, _title(sample), _verdict(sample), _pieces(_redrawn(sample, files)))
         for sample in choose(samples)
     ]
 
@@ -79,12 +80,9 @@ def _place(sample: Sample) -> tuple[str, int, str]:
     return str(sample.get("style")), sample["split"] != "test", f"{sample['split']} {sample['condition']}"
 
 
-def _redrawn(sample: Sample) -> Document | None:
+def _redrawn(sample: Sample, files: Files | None) -> Document | None:
     try:
-        setting = Setting(
-            sample["task"], sample["split"], sample.get("style") or "", sample["condition"], sample["shots"]
-        )
-        document = build_prompt(setting, sample["query_id"], sample["seed"]).document
+        document = build_prompt(setting_of(sample), sample["query_id"], sample["seed"], files).document
     except FlamingoError:
         return None
     # Another version of the drawing libraries may encode other bytes; then nothing is shown rather than a

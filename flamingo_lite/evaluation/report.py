@@ -128,7 +128,10 @@ def _section(
         table=_table(standard),
         shots=sorted(plots.distinct(standard, "shots")),
         cells=cells,
-        shown=gallery(s for s in samples if (s["task"], s["model"]) == (task, model)),
+        shown=gallery(
+            (s for s in samples if (s["task"], s["model"]) == (task, model)),
+            (results.get("config") or {}).get("files"),
+        ),
         figures={n: _saved(figure, folder / f"{n}{suffix}.png") for n, figure in figures.items()},
     )
 

@@ -17,7 +17,7 @@ from flamingo_lite.generation.generate import generate
 from flamingo_lite.models.model import VisionLanguageModel
 from flamingo_lite.processing import VisionLanguageProcessor
 
-SMALL = EvaluationConfig(queries=30, resamples=200)
+SMALL = EvaluationConfig(queries=30, seeds=[0, 1, 2], resamples=200)
 
 
 @pytest.fixture(scope="module")
@@ -38,8 +38,8 @@ def cell(results: dict[str, Any], split: str, style: str, condition: str, shots:
 def test_the_default_grid_is_the_one_promised() -> None:
     config = EvaluationConfig()
     cells = settings(config)
-    assert len(cells) == len(set(cells)) == 4 * 2 * 5 + 5
-    assert sum(len(seeds_of(c, config)) * config.queries for c in cells) == 23_800
+    assert len(cells) == len(set(cells)) == 4 * 2 * 5 + 6
+    assert sum(len(seeds_of(c, config)) * config.queries for c in cells) == 39_600
     assert all(
         c.shots == 8 and c.split == "test" and c.style == "direct" for c in cells if c.condition != "standard"
     )
@@ -106,7 +106,9 @@ def test_two_runs_give_the_same_bytes(run: Any, solve: Generate, tmp_path: Path)
 
 
 def test_fewer_queries_are_the_first_of_more(run: Any, solve: Generate, tmp_path: Path) -> None:
-    few = EvaluationConfig(queries=10, resamples=10, splits=["test"], styles=["direct"], shots=[4])
+    few = EvaluationConfig(
+        queries=10, seeds=[0, 1], resamples=10, splits=["test"], styles=["direct"], shots=[4]
+    )
     evaluate(solve, few, tmp_path, model="solver")
     known = {json.dumps(sample) for sample in run[1]}
     assert all(json.dumps(sample) in known for sample in load_samples(tmp_path))
@@ -130,7 +132,7 @@ def test_failures_are_counted_apart_and_never_scored(solve: Generate, tmp_path: 
         return [GenerationFailure("timed out") if i % 3 == 0 else text for i, text in enumerate(texts)]
 
     config = EvaluationConfig(
-        queries=30, shots=[8], splits=["test"], styles=["direct"], conditions=["standard"]
+        queries=30, seeds=[0, 1, 2], shots=[8], splits=["test"], styles=["direct"], conditions=["standard"]
     )
     (c,) = evaluate(answer, config, tmp_path)["cells"]
     assert (c["n"], c["n_failed"]) == (60, 30)
@@ -147,7 +149,7 @@ def test_a_run_in_which_all_fail_has_no_value(tmp_path: Path) -> None:
     (c,) = evaluate(
         lambda documents, max_new_tokens: [GenerationFailure("down")] * len(documents), config, tmp_path
     )["cells"]
-    assert (c["value"], c["se"], c["ci95"], c["n"], c["n_failed"]) == (None, None, None, 0, 6)
+    assert (c["value"], c["se"], c["ci95"], c["n"], c["n_failed"]) == (None, None, None, 0, 10)
 
 
 def test_texts_that_no_encoding_has_survive_the_files(tmp_path: Path) -> None:
@@ -163,7 +165,7 @@ def test_a_generator_that_loses_a_text_is_refused_and_writes_nothing(tmp_path: P
     config = EvaluationConfig(
         queries=2, shots=[1], splits=["test"], styles=["direct"], conditions=["standard"]
     )
-    with pytest.raises(FlamingoError, match="returned 3 texts for 6 documents"):
+    with pytest.raises(FlamingoError, match="returned 3 texts for 10 documents"):
         evaluate(lambda documents, max_new_tokens: ["1"] * 3, config, tmp_path)
     assert list(tmp_path.iterdir()) == []
 
@@ -178,7 +180,7 @@ def test_a_real_model_is_evaluated_through_the_same_door(
         queries=2, shots=[0, 2], control_shots=[2], splits=["test"], max_new_tokens=2, resamples=10
     )
     results = evaluate(answer, config, tmp_path)
-    assert sum(c["n"] for c in results["cells"]) == 2 * (2 + 6) + 5 * 6
+    assert sum(c["n"] for c in results["cells"]) == 2 * (2 + 10) + 6 * 10
     assert all(c["n_failed"] == 0 for c in results["cells"])
 
 
@@ -186,8 +188,8 @@ def test_progress_ends_at_the_total(solve: Generate, tmp_path: Path) -> None:
     seen: list[tuple[int, int, str]] = []
     config = EvaluationConfig(queries=2, shots=[1], conditions=["standard"], resamples=10)
     evaluate(solve, config, tmp_path, progress=lambda *step: seen.append(step))
-    assert seen[0][:2] == (0, 48)
-    assert seen[-1][:2] == (48, 48)
+    assert seen[0][:2] == (0, 80)
+    assert seen[-1][:2] == (80, 80)
     assert [done for done, _, _ in seen] == sorted(done for done, _, _ in seen)
 
 
