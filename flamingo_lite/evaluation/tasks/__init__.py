@@ -3,11 +3,14 @@
 from collections.abc import Mapping
 from functools import lru_cache
 
+from flamingo_lite.evaluation.tasks.from_files import FROM_FILES
 from flamingo_lite.evaluation.tasks.operators import OPERATOR_INDUCTION, OPERATOR_INDUCTION_INTERLEAVED
 from flamingo_lite.evaluation.tasks.task import Items, Task, check_files
 from flamingo_lite.names import check_choice
 
-TASKS: dict[str, Task] = {task.name: task for task in (OPERATOR_INDUCTION, OPERATOR_INDUCTION_INTERLEAVED)}
+TASKS: dict[str, Task] = {
+    task.name: task for task in (OPERATOR_INDUCTION, OPERATOR_INDUCTION_INTERLEAVED, *FROM_FILES)
+}
 
 
 def items_of(name: str, files: Mapping[str, Mapping[str, str]] | None = None) -> Items:
