@@ -168,11 +168,13 @@ class Document(Sequence["Text | Image"]):
         return tuple(s for s in self._segments if isinstance(s, Text))
 
     def text_twin(self) -> "Document":
-        """The document with every image replaced by what it shows: `Text("[" + words + "]", loss=False)`.
+        """The document with every image replaced by what it shows: `Text("[" + words + "]", loss=False)`, said by the
+        user where the texts have roles.
 
         Errors: `FlamingoError` for an image without words.
         """
-        twin = [_in_words(s) if isinstance(s, Image) else s for s in self._segments]
+        role = "user" if any(text.role is not None for text in self.texts) else None
+        twin = [_in_words(s, role) if isinstance(s, Image) else s for s in self._segments]
         return Document(twin, self._meta, self.name)
 
     @overload
@@ -398,9 +400,9 @@ def _segment(position: int, segment: "Text | Image | str") -> "Text | Image":
     return segment
 
 
-def _in_words(image: Image) -> Text:
+def _in_words(image: Image, role: str | None) -> Text:
     if image.words is None:
         raise FlamingoError(
             f"{image.name} has no words, so its document has no text twin: give Image(..., words=...)"
         )
-    return Text(f"[{image.words}]", loss=False)
+    return Text(f"[{image.words}]", loss=False, role=role)

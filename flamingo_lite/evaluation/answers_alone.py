@@ -74,8 +74,11 @@ GUESSES: dict[str, Guess] = {
 }
 
 
-def answers_alone(prompts: Iterable[Asked], score: Callable[[Asked, str], float]) -> tuple[float, str] | None:
-    """The mean score of the best guess, and its name; None without prompts. `score`: of an answer to a prompt.
+def answers_alone(
+    prompts: Iterable[Asked],
+    scores: Callable[[Sequence[Asked], Sequence[str | None]], Sequence[float]],
+) -> tuple[float, str] | None:
+    """The mean score of the best guess, and its name; None without prompts. `scores`: of an answer to each prompt.
 
     Of guesses that do as well the first in `GUESSES` is named. What is known of other queries leaves the query's
     own target out.
@@ -88,23 +91,15 @@ def answers_alone(prompts: Iterable[Asked], score: Callable[[Asked, str], float]
     for query in queries.values():
         questions[None][query.answer] += 1
         questions.setdefault(query.question, Counter())[query.answer] += 1
-    means = {name: _mean_score(guess, asked, questions, score) for name, guess in GUESSES.items()}
+    known = [
+        {key: _without(questions[key], of.query.answer) for key in (None, of.query.question)} for of in asked
+    ]
+    means = {}
+    for name, guess in GUESSES.items():
+        given = [guess(of, targets) for of, targets in zip(asked, known, strict=True)]
+        means[name] = sum(scores(asked, given)) / len(asked)
     best = max(means, key=lambda name: means[name])
     return means[best], best
-
-
-def _mean_score(
-    guess: Guess,
-    asked: Sequence[Asked],
-    questions: Mapping[str | None, Counter[str]],
-    score: Callable[[Asked, str], float],
-) -> float:
-    total = 0.0
-    for prompt in asked:
-        known = {key: _without(questions[key], prompt.query.answer) for key in (None, prompt.query.question)}
-        answer = guess(prompt, known)
-        total += 0.0 if answer is None else score(prompt, answer)
-    return total / len(asked)
 
 
 def _without(counts: Counter[str], answer: str) -> Counter[str]:

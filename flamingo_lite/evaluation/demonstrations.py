@@ -5,7 +5,7 @@ systems, or two conditions of one, are compared on identical demonstrations.
 """
 
 import random
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -42,18 +42,35 @@ class Support:
     """The examples that the demonstrations of a query come from.
 
     `key` names it: queries whose supports have one key share it. `examples` may draw a picture when one is asked
-    for; `answers[i]` is that of `examples[i]`, known without its picture. `draw` gives one example at random.
+    for; `answers[i]` is that of `examples[i]`, known without its picture. `draws` gives examples at random without end.
     """
 
     key: str
     examples: Sequence[Example]
     answers: Sequence[str]
-    draw: Callable[[random.Random], Example]
+    draws: Callable[[random.Random], Iterator[Example]]
 
 
 def uniform_support(key: str, examples: Sequence[Example]) -> Support:
     """A support of listed examples, each as likely as any other."""
-    return Support(key, examples, [example.answer for example in examples], lambda g: g.choice(examples))
+    return Support(
+        key,
+        examples,
+        [example.answer for example in examples],
+        endlessly(lambda generator: generator.choice(examples)),
+    )
+
+
+def endlessly(
+    draw: Callable[[random.Random], Example],
+) -> Callable[[random.Random], Iterator[Example]]:
+    """The stream of examples that `draw` gives one after the other, each independent of those before."""
+
+    def draws(generator: random.Random) -> Iterator[Example]:
+        while True:
+            yield draw(generator)
+
+    return draws
 
 
 def episode_generator(
@@ -87,20 +104,17 @@ class Exclusion:
         return True
 
 
-def draw_demonstrations(
-    draw: Callable[[random.Random], Example], generator: random.Random, shots: int, query: Example
-) -> tuple[Example, ...]:
-    """`shots` demonstrations in their order, none twice and none that shares an image with `query`.
+def draw_demonstrations(drawn: Iterator[Example], shots: int, query: Example) -> tuple[Example, ...]:
+    """The first `shots` of `drawn` that may be shown: none twice and none that shares an image with `query`.
 
-    One `generator` feeds `draw` one example after the other, and a rejected one is drawn again: what follows
-    the k-th demonstration cannot change the first k, so smaller sets are prefixes of larger ones. Errors:
+    What follows the k-th demonstration cannot change the first k, so smaller sets are prefixes of larger ones. Errors:
     `FlamingoError` when the support has too few distinct examples.
     """
     exclusion = Exclusion(query)
     demonstrations: list[Example] = []
     rejections = 0
     while len(demonstrations) < shots:
-        example = draw(generator)
+        example = next(drawn)
         if exclusion.admits(example):
             demonstrations.append(example)
             continue

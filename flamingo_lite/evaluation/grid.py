@@ -71,6 +71,7 @@ class EvaluationConfig:
             check_choice("condition", condition, CONDITIONS)
         for name in (*self.tasks, *self.files):
             check_choice("task", name, TASKS)
+        check_choice("selector", self.selector, SELECTORS)
         check_choice("order", self.order, ORDERS)
         check_choice("zero_shot", self.zero_shot, ZERO_SHOT)
         for name in ("queries", "batch_size", "resamples"):

@@ -4,7 +4,6 @@ Both are pure functions of prompts and answers, so that they can be made again f
 """
 
 import functools
-from collections import Counter
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -163,22 +162,32 @@ def _sample(prompt: Prompt, outcome: Outcome, found: Scored, model: str) -> dict
 def _chance(setting: Setting, prompts: Sequence[Prompt]) -> dict[str, Any]:
     """What guessing gives: a choice at random, and the best guess from the texts alone."""
     task, style = TASKS[setting.task], TASKS[setting.task].styles[setting.style]
-    targets = Counter(prompt.target for prompt in prompts)
-    by_chance = [1 / len(p.query.choices) if p.query.choices else 1 / len(targets) for p in prompts]
-    if style.together is not None:
-        return {"random_baseline": None, "answers_alone": None, "answers_alone_by": None}
+    targets = {prompt.target for prompt in prompts}
+    is_accuracy = style.together is None
+    by_chance = [1 / len(p.query.choices or targets) for p in prompts] if is_accuracy else []
 
-    queries = {prompt.query_id: prompt.query for prompt in prompts}
+    @functools.cache
+    def text(query_id: int, answer: str) -> str:
+        return continuation(task, queries[query_id], setting.style, answer).text
 
     @functools.cache
     def score(query_id: int, answer: str) -> float:
-        query = queries[query_id]
-        return _scored(style, query, continuation(task, query, setting.style, answer).text).score or 0.0
+        return _scored(style, queries[query_id], text(query_id, answer)).score or 0.0
 
-    found = answers_alone(
-        [Asked(p.query_id, p.query, p.demonstrations) for p in prompts],
-        lambda asked, answer: score(asked.query_id, answer),
-    )
+    def scores(asked: Sequence[Asked], answers: Sequence[str | None]) -> Sequence[float]:
+        if style.together is None:
+            return [
+                0.0 if given is None else score(of.query_id, given)
+                for of, given in zip(asked, answers, strict=True)
+            ]
+        texts = [
+            "" if given is None else text(of.query_id, given)
+            for of, given in zip(asked, answers, strict=True)
+        ]
+        return style.together(texts, [of.query for of in asked])
+
+    queries = {prompt.query_id: prompt.query for prompt in prompts}
+    found = answers_alone([Asked(p.query_id, p.query, p.demonstrations) for p in prompts], scores)
     return {
         "random_baseline": _mean(by_chance),
         "answers_alone": _rounded(found[0]) if found else None,

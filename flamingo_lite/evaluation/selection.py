@@ -48,13 +48,13 @@ class Selection:
 
 def _random(wanted: Wanted) -> tuple[Example, ...]:
     generator = episode_generator("demonstrations", wanted.task, wanted.split, wanted.query_id, wanted.seed)
-    return draw_demonstrations(wanted.support.draw, generator, wanted.shots, wanted.query)
+    return draw_demonstrations(wanted.support.draws(generator), wanted.shots, wanted.query)
 
 
 def _fixed(wanted: Wanted) -> tuple[Example, ...]:
     """The query's number is no part of the key; one that the query may not see is skipped for this query."""
     generator = episode_generator("fixed", wanted.task, wanted.split, wanted.support.key, wanted.seed)
-    return draw_demonstrations(wanted.support.draw, generator, wanted.shots, wanted.query)
+    return draw_demonstrations(wanted.support.draws(generator), wanted.shots, wanted.query)
 
 
 def _balanced(wanted: Wanted) -> tuple[Example, ...]:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import itertools
 import random
 from collections import Counter
 
@@ -68,9 +69,9 @@ def test_the_answers_of_demonstrations_do_not_betray_their_rule() -> None:
     generator = random.Random(0)
     drawn = {
         rule: Counter(
-            support.draw(generator).answer
+            example.answer
             for support in [tasks._support(tasks.Form("", no_images, no_images), "test", rule, 1)]
-            for _ in range(4000)
+            for example in itertools.islice(support.draws(generator), 4000)
         )
         for rule in operators.TRAINED_RULES
     }

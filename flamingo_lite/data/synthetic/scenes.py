@@ -1,8 +1,12 @@
-"""Scenes of coloured shapes: caption, count, existence, comparison."""
+"""Scenes of coloured shapes: caption, count, existence, comparison.
+
+A fifth of all scenes with two things or more, by what they show, is held out: no family draws one for training.
+"""
 
 from __future__ import annotations
 
 import functools
+import hashlib
 import math
 import random
 from collections.abc import Sequence
@@ -27,21 +31,35 @@ Thing = tuple[str, str]
 """(colour, shape)"""
 
 MAX_THINGS = 6
+HELD_OUT_SHARE = 5
+"""One scene in so many is held out."""
 
 
 def things(generator: random.Random, most: int = MAX_THINGS) -> list[Thing]:
-    """One to `most` things, some of them alike, so that counts exceed one."""
-    number = generator.randint(1, most)
-    colours = generator.sample(list(COLOURS), generator.randint(1, 3))
-    shapes = generator.sample(SHAPES, generator.randint(1, 3))
-    return [(generator.choice(colours), generator.choice(shapes)) for _ in range(number)]
+    """One to `most` things, some of them alike, so that counts exceed one; never a held-out scene."""
+    while True:
+        number = generator.randint(1, most)
+        colours = generator.sample(list(COLOURS), generator.randint(1, 3))
+        shapes = generator.sample(SHAPES, generator.randint(1, 3))
+        content = [(generator.choice(colours), generator.choice(shapes)) for _ in range(number)]
+        if not is_held_out(content):
+            return content
+
+
+def is_held_out(content: Sequence[Thing]) -> bool:
+    """Whether no training picture shows exactly these things. One thing alone never is: there are thirty of those."""
+    digest = hashlib.sha256(in_order(content).encode()).digest()
+    return len(content) > 1 and int.from_bytes(digest[:4]) % HELD_OUT_SHARE == 0
+
+
+def in_order(content: Sequence[Thing]) -> str:
+    """The things in words, in a fixed order: "blue star, red circle"."""
+    return ", ".join(f"{colour} {shape}" for colour, shape in sorted(content))
 
 
 def scene(content: Sequence[Thing]) -> Picture:
     """The picture of `content`, in any place; its words name the things in a fixed order."""
-    ordered = sorted(content)
-    words = ", ".join(f"{colour} {shape}" for colour, shape in ordered)
-    return Picture(words, functools.partial(draw_scene, tuple(ordered)))
+    return Picture(in_order(content), functools.partial(draw_scene, tuple(sorted(content))))
 
 
 def scenes(generator: random.Random, painter: Painter = paint) -> Document:
@@ -60,7 +78,7 @@ def scenes(generator: random.Random, painter: Painter = paint) -> Document:
     return Document(segments)
 
 
-def _matches(thing: Thing, what: Thing) -> bool:
+def matches(thing: Thing, what: Thing) -> bool:
     return all(wanted in ("", found) for found, wanted in zip(thing, what, strict=True))
 
 
@@ -74,7 +92,7 @@ def _what(content: Sequence[Thing], generator: random.Random) -> Thing:
     return generator.choice(((colour, shape), (colour, ""), ("", shape)))
 
 
-def _plural(what: Thing) -> str:
+def plural(what: Thing) -> str:
     colour, shape = what
     noun = {"": "things", "cross": "crosses"}.get(shape, f"{shape}s")
     return f"{colour} {noun}".strip()
@@ -82,7 +100,7 @@ def _plural(what: Thing) -> str:
 
 def _count(content: Sequence[Thing], generator: random.Random) -> tuple[str, str]:
     what = _what(content, generator)
-    return f"how many {_plural(what)}?", str(sum(_matches(thing, what) for thing in content))
+    return f"how many {plural(what)}?", str(sum(matches(thing, what) for thing in content))
 
 
 def _exists(content: Sequence[Thing], generator: random.Random) -> tuple[str, str]:
@@ -92,17 +110,17 @@ def _exists(content: Sequence[Thing], generator: random.Random) -> tuple[str, st
         what = (generator.choice(list(COLOURS)), generator.choice(SHAPES))
         if wanted:
             what = generator.choice(content)
-        if any(_matches(thing, what) for thing in content) == wanted:
+        if any(matches(thing, what) for thing in content) == wanted:
             break
     colour, shape = what
-    found = any(_matches(thing, what) for thing in content)
+    found = any(matches(thing, what) for thing in content)
     return f"is there a {colour} {shape}?", "yes" if found else "no"
 
 
 def _compare(content: Sequence[Thing], generator: random.Random) -> tuple[str, str]:
     first, second = generator.sample(SHAPES, 2)
     more = sum(shape == first for _, shape in content) > sum(shape == second for _, shape in content)
-    return f"are there more {_plural(('', first))} than {_plural(('', second))}?", "yes" if more else "no"
+    return f"are there more {plural(('', first))} than {plural(('', second))}?", "yes" if more else "no"
 
 
 def draw_scene(content: Sequence[Thing], generator: random.Random) -> bytes:

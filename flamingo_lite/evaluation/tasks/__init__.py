@@ -3,13 +3,30 @@
 from collections.abc import Mapping
 from functools import lru_cache
 
+from flamingo_lite.evaluation.tasks.captioning import CAPTIONING
+from flamingo_lite.evaluation.tasks.counting import COUNT_INDUCTION
+from flamingo_lite.evaluation.tasks.existence import EXISTENCE
 from flamingo_lite.evaluation.tasks.from_files import FROM_FILES
+from flamingo_lite.evaluation.tasks.matching import MATCHING
+from flamingo_lite.evaluation.tasks.naming import OPEN_NAMING
 from flamingo_lite.evaluation.tasks.operators import OPERATOR_INDUCTION, OPERATOR_INDUCTION_INTERLEAVED
+from flamingo_lite.evaluation.tasks.reading import READING
 from flamingo_lite.evaluation.tasks.task import Items, Task, check_files
 from flamingo_lite.names import check_choice
 
 TASKS: dict[str, Task] = {
-    task.name: task for task in (OPERATOR_INDUCTION, OPERATOR_INDUCTION_INTERLEAVED, *FROM_FILES)
+    task.name: task
+    for task in (
+        OPERATOR_INDUCTION,
+        OPERATOR_INDUCTION_INTERLEAVED,
+        COUNT_INDUCTION,
+        OPEN_NAMING,
+        MATCHING,
+        READING,
+        CAPTIONING,
+        EXISTENCE,
+        *FROM_FILES,
+    )
 }
 
 

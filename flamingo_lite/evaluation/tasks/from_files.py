@@ -1,10 +1,10 @@
 """All tasks that read files of a user, in the formats in which they are published."""
 
-from flamingo_lite.evaluation.tasks.captions import COCO_CAPTIONS, FLICKR30K_CAPTIONS
 from flamingo_lite.evaluation.tasks.clevr_math import CLEVR_MATH
 from flamingo_lite.evaluation.tasks.gqa import GQA
 from flamingo_lite.evaluation.tasks.hateful_memes import HATEFUL_MEMES
 from flamingo_lite.evaluation.tasks.image_folders import IMAGE_FOLDERS
+from flamingo_lite.evaluation.tasks.karpathy import COCO_CAPTIONS, FLICKR30K_CAPTIONS
 from flamingo_lite.evaluation.tasks.mathverse import MATHVERSE
 from flamingo_lite.evaluation.tasks.mathvista import MATHVISTA
 from flamingo_lite.evaluation.tasks.ocrbench import OCRBENCH

@@ -15,7 +15,7 @@ from flamingo_lite.data.synthetic import operators
 from flamingo_lite.data.synthetic.canvas import Source, draw_text
 from flamingo_lite.data.synthetic.picture import Picture, paint
 from flamingo_lite.document import Image, Text
-from flamingo_lite.evaluation.demonstrations import Example, Support, episode_generator
+from flamingo_lite.evaluation.demonstrations import Example, Support, endlessly, episode_generator
 from flamingo_lite.evaluation.metrics import extract_after_equals, extract_number
 from flamingo_lite.evaluation.tasks.drawn import Drawn
 from flamingo_lite.evaluation.tasks.task import Items, Segments, Style, Task, exact_match
@@ -107,7 +107,7 @@ def _support(form: Form, split: str, rule: str, renderings: int) -> Support:
         key=f"{split}/{rule}",
         examples=Drawn(len(shown) * renderings, lambda i: example(*shown[i // renderings], i % renderings)),
         answers=[str(answer) for _, _, answer in shown for _ in range(renderings)],
-        draw=draw,
+        draws=endlessly(draw),
     )
 
 

@@ -19,6 +19,7 @@ from flamingo_lite.evaluation.demonstrations import (
     uniform_support,
 )
 from flamingo_lite.evaluation.metrics import Extract, Scored
+from flamingo_lite.evaluation.ranking import RANKINGS
 from flamingo_lite.names import check_choice
 
 # Another query's image is looked for among this many neighbours, so that few images are drawn for it alone.
@@ -77,7 +78,8 @@ class Items:
 
 @dataclass(frozen=True)
 class Task:
-    """`asks`: what is asked, in a few words; `splits`: name to a few words.
+    """`asks`: what is asked, in a few words; `splits`: name to a few words. The one that is scored unless a user says
+    otherwise is called `test`, and the style `direct`.
 
     `write`: (example, style, whether its answer is shown) to the segments of a document: what is asked has
     `loss=False`, the answer `loss=True` and `ends_chunk`. `files`: what `load` needs of a user, name to a few words;
@@ -107,6 +109,34 @@ def exact_match(extract: Extract) -> Score:
         return Scored(found, float(found in example.right_answers), "ok")
 
     return score
+
+
+def ranked(style: Style) -> dict[str, Style]:
+    """The styles that choose among an example's choices, by each of the rules of `ranking.py`, judged as `style`."""
+
+    def choices(example: Example) -> Sequence[str]:
+        return example.choices
+
+    return {
+        "ranked" if rule == "sum" else f"ranked_{rule}": replace(style, candidates=choices, ranking=rule)
+        for rule in RANKINGS
+    }
+
+
+def balanced_choice(options: Sequence[str], purpose: str, task: str, split: str, query_id: int) -> str:
+    """One of `options` for a query, so that any run of queries has each about equally often.
+
+    Queries are taken in groups as large as the number of options, and each group has every option once, in an order
+    of its own.
+    """
+    group, place = divmod(query_id, len(options))
+    return episode_generator(purpose, task, split, group).sample(list(options), len(options))[place]
+
+
+def first_line(text: str) -> str | None:
+    """The first line without the space around it; None where there is none."""
+    lines = text.strip().splitlines()
+    return lines[0].strip() if lines else None
 
 
 def continuation(task: Task, example: Example, style: str, answer: str) -> Text:
