@@ -227,7 +227,7 @@ class VisionLanguageProcessor(ProcessorMixin):
         return {
             "processor_class": type(self).__name__,
             "image_transform": asdict(self.image_transform),
-            "template": asdict(self.template),
+            "template": self.template.to_dict(),
         }
 
     def save_pretrained(self, save_directory: str | Path, *args: Any, **options: Any) -> Any:

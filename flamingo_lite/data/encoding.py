@@ -11,29 +11,45 @@ from flamingo_lite.names import unknown
 from flamingo_lite.processing import VisionLanguageProcessor
 from flamingo_lite.text.template import Template
 from flamingo_lite.text.tokenizer import Encoded
+from flamingo_lite.text.writing import check_tokens
 
 OF_THE_MODEL = "image_tokens"
-"""The field of a template that a source may not change: the model's connector decides it."""
+"""The field of a template that neither a source nor a stage may change: the model's connector decides it."""
 
 
 def source_template(processor: VisionLanguageProcessor, changes: Mapping[str, Any], source: str) -> Template:
-    """The processor's template with a source's changes.
+    """The processor's template with a source's changes. Errors: as `changed_template`."""
+    return changed_template(processor, changes, f"data.sources.{source}.template")
 
-    Errors: `FlamingoError` naming the source and a field that does not exist, that is the model's to decide, or whose
+
+def changed_template(processor: VisionLanguageProcessor, changes: Mapping[str, Any], where: str) -> Template:
+    """The processor's template with changes. `where`: the setting that they come from.
+
+    Errors: `FlamingoError` naming the setting and a field that does not exist, that is the model's to decide, or whose
     token the tokenizer lacks.
     """
     names = [field.name for field in fields(Template) if field.name != OF_THE_MODEL]
     for name in changes:
         if name not in names:
-            raise unknown(f"field in data.sources.{source}.template:", name, names)
-    template = replace(processor.template, **changes)
+            raise unknown(f"field in {where}:", name, names)
+    try:
+        template = replace(processor.template, **changes)
+        check_tokens(template, processor.tokenizer)
+    except FlamingoError as error:
+        raise FlamingoError(f"{where}: {error}") from error
     known = processor.tokenizer.get_vocab()
     if missing := [token for token in template.special_tokens if token not in known]:
         raise FlamingoError(
-            f"data.sources.{source}.template: the tokenizer has no token {missing[0]!r}; "
+            f"{where}: the tokenizer has no token {missing[0]!r}; "
             "expected one that the model's own template or the tokenizer has"
         )
     return template
+
+
+def use_changes(processor: VisionLanguageProcessor, changes: Mapping[str, Any], where: str) -> None:
+    """Changes the processor's own template. Errors: as `changed_template`."""
+    if changes:
+        processor.template = changed_template(processor, changes, where)
 
 
 def encode_for_training(

@@ -11,7 +11,7 @@ import os
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -51,9 +51,11 @@ class Measure:
         parts = {
             "version": VERSION,
             "tokenizer": tokenizer_sha256(self.processor.tokenizer),
-            "template": asdict(self.template),
+            "template": self.template.to_dict(),
             "max_length": self.max_length,
         }
+        if self.template.conversation is not None and self.template.conversation.is_tokenizers:
+            parts["chat_template"] = self.processor.tokenizer.chat_template
         return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
 
 

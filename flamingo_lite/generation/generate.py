@@ -10,6 +10,7 @@ from flamingo_lite.errors import FlamingoError
 from flamingo_lite.generation.prompts import encode_prompts, evaluating, prompt_batches
 from flamingo_lite.models.model import VisionLanguageModel
 from flamingo_lite.processing import VisionLanguageProcessor
+from flamingo_lite.text.stop import stop_at, stop_of
 
 
 def generate(
@@ -25,8 +26,9 @@ def generate(
     say more.
 
     `options` go to `model.generate` (num_beams, do_sample, ...). `stop`: a token, or any string, at which a
-    text is cut; True is the token with which the processor's template ends a chunk. Every distinct image (by
-    `Image.id`) is encoded once over the whole call, and its keys and values are projected once per fused layer.
+    text is cut; True is what ends a chunk, or an answer of a conversation, in the processor's template. Every
+    distinct image (by `Image.id`) is encoded once over the whole call, and its keys and values are projected once
+    per fused layer.
     Raises FlamingoError for a prompt that does not fit the context, by its index.
     """
     if max_new_tokens < 1:
@@ -38,8 +40,10 @@ def generate(
     encoded = encode_prompts(model, processor, documents, max_new_tokens)
     tokenizer = processor.tokenizer
     if stop is True:
-        stop = processor.template.end_of_chunk
-    stop_id = tokenizer.get_vocab().get(stop) if stop is not None else None
+        ending = stop_of(processor.template, tokenizer, documents)
+    else:
+        ending = stop_at(stop, tokenizer)
+    stop_id = tokenizer.get_vocab()[ending.token] if ending.token is not None else None
     ends = end_tokens(stop_id, tokenizer.eos_token_id, model.generation_config.eos_token_id)
     settings = {
         "do_sample": False,
@@ -49,6 +53,8 @@ def generate(
         "max_new_tokens": max_new_tokens,
         **options,
     }
+    if ending.words and ending.token is None:
+        settings |= {"stop_strings": [ending.words], "tokenizer": tokenizer}
     texts = [""] * len(encoded)
     with evaluating(model):
         for batch in prompt_batches(model, processor, encoded, batch_size):
@@ -61,8 +67,7 @@ def generate(
             )
             for row, ids in zip(batch.rows, out[:, batch.input_ids.shape[1] :].tolist(), strict=True):
                 written = ids[: next((i for i, token in enumerate(ids) if token in ends), len(ids))]
-                text = tokenizer.decode(written, skip_special_tokens=True)
-                texts[row] = text if stop is None or stop_id is not None else text.split(stop, 1)[0]
+                texts[row] = ending.answer(tokenizer.decode(written, skip_special_tokens=True))
     return texts
 
 

@@ -7,6 +7,7 @@ Shape letters: b batch, t text positions, s candidates, l tokens of the longest 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -17,6 +18,7 @@ from flamingo_lite.generation.prompts import PromptBatch, encode_prompts, evalua
 from flamingo_lite.models.model import VisionLanguageModel
 from flamingo_lite.nn.masks import first_images
 from flamingo_lite.processing import VisionLanguageProcessor
+from flamingo_lite.text.turns import has_roles
 
 
 def score(
@@ -28,7 +30,8 @@ def score(
 ) -> Tensor:
     """(documents, candidates) float32: log-probability of each candidate's tokens after each document.
 
-    A candidate is one text segment; `Text("yes", ends_chunk=True)` also counts the token that ends it, so
+    A candidate is one text segment, an answer of the assistant where a document is a conversation;
+    `Text("yes", ends_chunk=True)` also counts the token that ends it, so
     that a candidate is not preferred for being the beginning of another. Raises FlamingoError for no
     candidates, an empty one, or a prompt that does not fit the context, by its index.
     """
@@ -38,7 +41,10 @@ def score(
         )
     first = documents[0]
     start = len(processor.encode(first))
-    answers = [processor.encode(Document([*first, c])).input_ids[start:] for c in candidates]
+    segments = [c if isinstance(c, Text) else Text(c) for c in candidates]
+    if has_roles(first):
+        segments = [replace(c, role="assistant") for c in segments]
+    answers = [processor.encode(Document([*first, c])).input_ids[start:] for c in segments]
     if not all(answers):
         raise FlamingoError(f"candidate {answers.index([])} is empty; a candidate needs at least one token")
     encoded = encode_prompts(model, processor, documents, max(map(len, answers)))

@@ -14,7 +14,9 @@ from flamingo_lite.document import Document, Text
 
 def instruction(document: Document, complete: bool) -> str:
     """What a model may know before it answers: all texts of a prompt, those not trained on of a complete document."""
-    return "".join(part.text for part in document if isinstance(part, Text) and not (complete and part.loss))
+    return "".join(
+        part.text for part in document if isinstance(part, Text) and not (complete and _is_trained(part))
+    )
 
 
 def instruction_ids(
@@ -22,6 +24,11 @@ def instruction_ids(
 ) -> tuple[int, ...]:
     """The instruction as the connector's tokenizer writes it, with the special tokens that it puts around a text."""
     return tuple(tokenizer(instruction(document, complete), verbose=False)["input_ids"])
+
+
+def _is_trained(text: Text) -> bool:
+    """Of a conversation the answers alone are."""
+    return text.loss and text.role in (None, "assistant")
 
 
 def pad_texts(texts: Sequence[Sequence[int]], padding_id: int) -> dict[str, Tensor]:

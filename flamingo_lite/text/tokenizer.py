@@ -8,7 +8,8 @@ from transformers import AddedToken, PreTrainedTokenizerBase
 from flamingo_lite.batch import IGNORED, NO_IMAGE
 from flamingo_lite.document import END_OF_CHUNK, IMAGE_TOKEN, Document, Image
 from flamingo_lite.errors import FlamingoError, SampleError
-from flamingo_lite.text.template import Piece, Template
+from flamingo_lite.text.template import Template
+from flamingo_lite.text.writing import cut_at_turn, write
 
 PAD_TOKEN = "<|pad|>"
 MOST_ADDED = 3
@@ -21,7 +22,8 @@ class Encoded:
 
     `labels` are not shifted; `media_index` counts the document's own images from 0, -1 before the first.
     `name` is what error messages call the document. `connector_text`: what the connector reads beside each of its
-    images, in ids of the connector's own tokenizer.
+    images, in ids of the connector's own tokenizer. `cut`: the answers of a conversation that were left out because it
+    was too long.
     """
 
     input_ids: list[int]
@@ -30,6 +32,7 @@ class Encoded:
     images: tuple[Image, ...]
     name: str = "document"
     connector_text: tuple[int, ...] = ()
+    cut: int = 0
 
     @property
     def media_keys(self) -> list[tuple[str, tuple[int, ...]]]:
@@ -69,21 +72,25 @@ def encode(
     max_length: int | None = None,
     name: str = "document",
 ) -> Encoded:
-    """The document as the template writes it. Each text is tokenized alone, so a prompt's ids are the first
-    ids of the complete document's. A document's first token has label -100: nothing predicts it.
+    """The document as the template writes it. A prompt's ids are the first ids of the complete document's. A
+    document's first token has label -100: nothing predicts it.
 
     complete: write the end token, and cut on the right what exceeds `max_length`; an image whose marks do not
-    all fit goes with them. Otherwise the document is a prompt, which is never cut.
-    Errors: naming the document, `SampleError` for a text that holds `<image>` and a document that comes to no tokens,
-    `FlamingoError` for a prompt longer than `max_length`.
+    all fit goes with them, and a conversation is cut behind an answer. Otherwise the document is a prompt, which is
+    never cut.
+    Errors: naming the document, `SampleError` for a text that holds `<image>`, a conversation that is none or whose
+    first answer does not fit, and a document that comes to no tokens; `FlamingoError` for a prompt longer than
+    `max_length`.
     """
     _refuse_marks(document, name)
-    pieces = list(template.write(document, _text(tokenizer.bos_token), _text(tokenizer.eos_token), complete))
+    written, cut = write(document, tokenizer, template, complete, name), 0
+    if complete and max_length is not None and any(piece.ends_turn for piece, _ in written):
+        written, cut = cut_at_turn(written, max_length, name)
     input_ids: list[int] = []
     labels: list[int] = []
     media_index: list[int] = []
     current = NO_IMAGE
-    for piece, ids in zip(pieces, _piece_ids(pieces, tokenizer), strict=True):
+    for piece, ids in written:
         current += piece.kind == "image"
         if complete and max_length is not None and len(input_ids) + len(ids) > max_length:
             if piece.kind == "image":
@@ -105,27 +112,7 @@ def encode(
             f"{name}: comes to no tokens (max_length={max_length}); it needs some text or an image", "text"
         )
     labels[0] = IGNORED
-    return Encoded(input_ids, labels, media_index, document.images[: current + 1], name)
-
-
-def _piece_ids(pieces: list[Piece], tokenizer: PreTrainedTokenizerBase) -> list[list[int]]:
-    texts = [piece.text for piece in pieces if piece.kind == "text"]
-    # One call for all texts: the tokenizer's overhead per call is many times the cost of a short text.
-    tokenized = (
-        iter(
-            tokenizer(texts, add_special_tokens=False, return_attention_mask=False, verbose=False)[
-                "input_ids"
-            ]
-        )
-        if texts
-        else iter(())
-    )
-    return [
-        next(tokenized)
-        if piece.kind == "text"
-        else [tokenizer.convert_tokens_to_ids(piece.text)] * piece.count
-        for piece in pieces
-    ]
+    return Encoded(input_ids, labels, media_index, document.images[: current + 1], name, cut=cut)
 
 
 def _refuse_marks(document: Document, name: str) -> None:
@@ -136,7 +123,3 @@ def _refuse_marks(document: Document, name: str) -> None:
                 "put an Image there, or remove the mark",
                 "text",
             )
-
-
-def _text(token: str | AddedToken | None) -> str | None:
-    return None if token is None else str(token)

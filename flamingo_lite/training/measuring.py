@@ -7,7 +7,7 @@ import torch
 from rich.console import Console
 
 from flamingo_lite.checkpoints import io as checkpoints
-from flamingo_lite.data.encoding import source_template
+from flamingo_lite.data.encoding import source_template, use_changes
 from flamingo_lite.data.lengths import Lengths, Measure, Progress, index_lengths
 from flamingo_lite.data.make import available_cores
 from flamingo_lite.data.shards import Shards
@@ -48,14 +48,13 @@ def measure_sources(
 def processor_and_context(config: TrainingConfig) -> tuple[VisionLanguageProcessor, int | None]:
     """The processor of the run's model, and where its documents are cut; no weights are read where none need be."""
     stage = config.stage
-    if stage.start is not None:
-        processor = checkpoints.load_processor(stage.start)
-        if stage.max_length is not None:
-            return processor, stage.max_length
-        return processor, context_length(checkpoints.load_model(stage.start).language.config)
-    processor = build_processor(config.model)
+    is_new = stage.start is None
+    processor = build_processor(config.model) if is_new else checkpoints.load_processor(str(stage.start))
+    use_changes(processor, stage.template, "stage.template")
     if stage.max_length is not None:
         return processor, stage.max_length
+    if not is_new:
+        return processor, context_length(checkpoints.load_model(str(stage.start)).language.config)
     with torch.device("meta"):
         return processor, context_length(build(config.model).language.config)
 

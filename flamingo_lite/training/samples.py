@@ -61,7 +61,11 @@ def choose_prompts(
         prompt = split_last_answer(document)
         if prompt is None or not _can_be_seen(prompt.document):
             continue
-        if longest is None or len(processor.encode(prompt.document)) + NEW_TOKENS <= longest:
+        try:
+            length = len(processor.encode(prompt.document))
+        except SampleError:
+            continue
+        if longest is None or length + NEW_TOKENS <= longest:
             chosen.append(prompt)
     return chosen
 
@@ -77,7 +81,8 @@ def _can_be_seen(document: Document) -> bool:
 
 def split_last_answer(document: Document) -> Prompt | None:
     """The document up to its last trained-on text, and that text; None where nothing comes before it."""
-    places = [i for i, segment in enumerate(document) if isinstance(segment, Text) and segment.loss]
+    texts = [(i, segment) for i, segment in enumerate(document) if isinstance(segment, Text)]
+    places = [i for i, text in texts if text.loss and text.role in (None, "assistant")]
     if not places or places[-1] == 0:
         return None
     last = document[places[-1]]

@@ -50,6 +50,7 @@ class StageConfig:
     refused by name where the language model cannot keep them apart. `row_length`: tokens of such a row (by default
     `max_length`; a longer document has a row to itself); `images_per_row`: at most (by default without limit);
     `pack_window`: consecutive documents that are packed together.
+    `template`: fields of the model's template that the stage changes (conversation: v1); they are saved with the model.
     `policy`: what trains, unless empty in place of the model's own policy (model.policy, or that of `start`).
     `samples`: how many documents the model continues for the table of samples, every `samples_every` steps and at the
     end (0: at the end alone). `evaluate_every`: after how many steps the few-shot `evaluation` is run, and at the end
@@ -75,6 +76,7 @@ class StageConfig:
     samples_every: int = 0
     evaluate_every: int = 0
     evaluation: EvaluationConfig = field(default_factory=small_evaluation)
+    template: dict[str, Any] = field(default_factory=dict)
     policy: dict[str, Any] = field(default_factory=dict)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
 

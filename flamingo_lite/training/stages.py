@@ -17,6 +17,7 @@ from rich.console import Console
 
 from flamingo_lite.checkpoints import io as checkpoints
 from flamingo_lite.data.batches import rows_each
+from flamingo_lite.data.encoding import use_changes
 from flamingo_lite.data.features import FeatureCache
 from flamingo_lite.data.make import available_cores
 from flamingo_lite.data.shards import Shards
@@ -304,6 +305,7 @@ def _start(config: TrainingConfig) -> tuple[VisionLanguageModel, VisionLanguageP
         model, processor = checkpoints.load(config.stage.start)
     else:
         model, processor = build(config.model), build_processor(config.model)
+    use_changes(processor, config.stage.template, "stage.template")
     model.config.policy = config.stage.policy or model.config.policy
     apply_policy(model, model.config.policy)
     prepare(model, config.trainer)

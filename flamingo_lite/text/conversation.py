@@ -1,0 +1,211 @@
+"""A conversation template says how turns are written. It is data; `conversations.py` has the known ones.
+
+Of what is written an answer and its stop are trained on, nothing else, and that is decided turn by turn while writing.
+"""
+
+import itertools
+import re
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+
+from flamingo_lite.document import Image, Text
+from flamingo_lite.errors import FlamingoError
+from flamingo_lite.text.pieces import Piece
+from flamingo_lite.text.turns import Turn
+
+BEGIN, END = "{begin}", "{end}"
+"""Stand in a template for the tokenizer's own begin and end tokens."""
+
+TOKENIZER = "tokenizer"
+"""The name of the template that stands for a tokenizer's own `chat_template`."""
+
+Images = Callable[[bool], Iterator[Piece]]
+"""The pieces of one image, by whether another one stands just before it."""
+
+
+@dataclass(frozen=True)
+class ConversationTemplate:
+    """What stands around the words of each role. A prompt ends with `assistant_before`, without its last blank: that
+    blank belongs to the answer's first word, as tokenizers have it.
+
+    `start`: at the beginning. `system`: the words where a conversation has none of its own; empty writes no such turn.
+    `system_in_user`: they stand in the user's first turn (Llama-2, Gemma). `input_before`: before a text that stands
+    right behind another one in the user's turn (Alpaca); None joins the two as they are. `system_with_input`: the words
+    of the system where the first turn has such an input. `images_first`: images that open the user's turn stand before
+    `user_before` (Otter). `writes_questions`: False leaves out all words but those of answers, not the images (LLaVA's
+    alignment). `stop` is trained on, and generation ends there. `strips`: the ends of turns lose their blanks.
+    `image_joint`: between an image and what stands beside it in its turn. `tokens`: single tokens in the other fields,
+    which the tokenizer must have; `optional_tokens` are words where it has not.
+    """
+
+    name: str = "own"
+    start: str = BEGIN
+    system: str = ""
+    system_before: str = ""
+    system_after: str = ""
+    system_in_user: bool = False
+    user_before: str = ""
+    user_after: str = ""
+    images_first: bool = False
+    writes_questions: bool = True
+    input_before: str | None = None
+    system_with_input: str | None = None
+    assistant_before: str = ""
+    stop: str = END
+    assistant_after: str = ""
+    strips: bool = False
+    image_joint: str = "\n"
+    tokens: tuple[str, ...] = ()
+    optional_tokens: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        for name in ("tokens", "optional_tokens"):  # lists, where they come from JSON or YAML
+            object.__setattr__(self, name, tuple(getattr(self, name)))
+        if not self.stop:
+            raise FlamingoError(
+                f"conversation template {self.name}: stop is empty; expected what ends an answer, such as {END}"
+            )
+
+    @property
+    def is_tokenizers(self) -> bool:
+        """Does it stand for the tokenizer's own template?"""
+        return self.name == TOKENIZER
+
+    @property
+    def gap(self) -> str:
+        """The blank that every answer begins with, or nothing."""
+        return " " if self.assistant_before.endswith(" ") else ""
+
+    def write(
+        self, turns: Sequence[Turn], complete: bool, fixed: "FixedWords", images: Images
+    ) -> Iterator[Piece]:
+        """The pieces of a conversation, whose turns have been checked. `fixed`: writes the template's own words.
+
+        A prompt that ends in an answer goes on in it, unless that answer is over.
+        """
+        has_system = turns[0].role == "system"
+        system = self._system(turns[0] if has_system else None, turns[has_system])
+        said = turns[has_system:]
+        yield from fixed(self.start)
+        if system and not self.system_in_user:
+            yield from self._around(system, fixed)
+        for number, turn in enumerate(said):
+            if turn.role == "assistant":
+                is_done = complete or turn.is_over or number < len(said) - 1
+                yield from self._answer(turn, is_done, fixed, images)
+                continue
+            opening = self._opening_images(turn)
+            for position in range(opening):
+                yield from images(position > 0)
+            yield from fixed(self.user_before)
+            if system and self.system_in_user and number == 0:
+                yield from self._around(system, fixed)
+            yield from self._question(Turn(turn.role, turn.segments[opening:]), fixed, images)
+            yield from fixed(self.user_after)
+        if said[-1].role == "user":
+            yield from fixed(self.assistant_before.removesuffix(" "))
+
+    def _opening_images(self, turn: Turn) -> int:
+        """How many images come before the words that stand before the turn."""
+        opening = itertools.takewhile(lambda segment: isinstance(segment, Image), turn.segments)
+        return sum(1 for _ in opening) if self.images_first else 0
+
+    def _system(self, own: Turn | None, first: Turn) -> str:
+        """The words of the system; empty for none."""
+        if not self.writes_questions:
+            return ""
+        if own is not None:
+            return own.words.strip() if self.strips else own.words
+        has_input = self.input_before is not None and any(
+            is_input for _, _, is_input in self._segments(first)
+        )
+        return self.system_with_input or self.system if has_input else self.system
+
+    def _around(self, system: str, fixed: "FixedWords") -> Iterator[Piece]:
+        yield from fixed(self.system_before)
+        yield Piece("text", system, in_context=True)
+        yield from fixed(self.system_after)
+
+    def _question(self, turn: Turn, fixed: "FixedWords", images: Images) -> Iterator[Piece]:
+        for before, segment, is_input in self._segments(turn):
+            if isinstance(segment, Image):
+                yield from self._image(before, fixed, images)
+            elif self.writes_questions:
+                if isinstance(before, Image):
+                    yield from fixed(self.image_joint)
+                if is_input and self.input_before is not None:
+                    yield from fixed(self.input_before)
+                words = segment.text.strip() if is_input and self.input_before is not None else segment.text
+                yield Piece("text", words, in_context=True)
+
+    def _answer(self, turn: Turn, is_done: bool, fixed: "FixedWords", images: Images) -> Iterator[Piece]:
+        yield from fixed(self.assistant_before.removesuffix(" "))
+        gap, loss = self.gap, False
+        for before, segment, _ in self._segments(turn):
+            if isinstance(segment, Image):
+                yield Piece("text", gap, in_context=True, is_answer=True)
+                yield from self._image(before, fixed, images)
+            else:
+                if isinstance(before, Image):
+                    yield from fixed(self.image_joint)
+                loss = segment.loss
+                yield Piece("text", gap + segment.text, loss, in_context=True, is_answer=True)
+            gap = ""
+        if is_done:
+            *most, last = fixed(self.stop, loss, is_answer=True)
+            yield from most
+            yield replace(last, ends_turn=True)
+            yield from fixed(self.assistant_after)
+
+    def _image(self, before: Text | Image | None, fixed: "FixedWords", images: Images) -> Iterator[Piece]:
+        if before is not None:
+            yield from fixed(self.image_joint)
+        yield from images(isinstance(before, Image) and not self.image_joint)
+
+    def _segments(self, turn: Turn) -> Iterator[tuple[Text | Image | None, Text | Image, bool]]:
+        """Each segment behind the one before it; is it an input, a text right behind another one? The ends of the turn
+        are without blanks where the template strips them."""
+        kept = [segment for segment in turn.segments if isinstance(segment, Image) or segment.text]
+        before: Text | Image | None = None
+        for number, segment in enumerate(kept):
+            if self.strips and isinstance(segment, Text):
+                words = segment.text.lstrip() if number == 0 else segment.text
+                words = words.rstrip() if number == len(kept) - 1 else words
+                segment = Text(words, segment.loss)
+            yield before, segment, isinstance(before, Text) and isinstance(segment, Text)
+            before = segment
+
+
+class FixedWords:
+    """A template's own words as pieces: the tokens in them apart from the rest.
+
+    `bos`, `eos`: the tokenizer's, None where it has none. `known`: has it this token?
+    Errors: `FlamingoError` naming a token that the template needs and the tokenizer lacks.
+    """
+
+    def __init__(
+        self, template: ConversationTemplate, bos: str | None, eos: str | None, known: Callable[[str], bool]
+    ) -> None:
+        if missing := [token for token in template.tokens if not known(token)]:
+            raise FlamingoError(
+                f"conversation template {template.name}: the tokenizer has no token {missing[0]!r}; choose a template "
+                "without it (v1, plain, alpaca), or a language model that knows it"
+            )
+        if eos is None and END in template.stop:
+            raise FlamingoError(
+                f"conversation template {template.name}: an answer ends with the tokenizer's end token, and it has "
+                "none; choose a template with a stop of its own (v0, plain)"
+            )
+        self._tokens = {BEGIN: bos, END: eos}
+        single = [*template.tokens, *filter(known, template.optional_tokens)]
+        self._tokens |= {token: token for token in single}
+        self._parts = re.compile("(" + "|".join(map(re.escape, self._tokens)) + ")")
+
+    def __call__(self, words: str, loss: bool = False, is_answer: bool = False) -> Iterator[Piece]:
+        """The pieces of words in which the template's tokens may stand."""
+        for part in self._parts.split(words):
+            if part not in self._tokens:
+                if part:
+                    yield Piece("text", part, loss, in_context=True, is_answer=is_answer)
+            elif (token := self._tokens[part]) is not None:
+                yield Piece("token", token, loss)
