@@ -42,6 +42,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="T",
         help="0, the default, is greedy; above it samples",
     )
+    parser.add_argument(
+        "--system", metavar="TEXT", help="a message of the system, for a model tuned on conversations"
+    )
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="of the samples (0)")
     parser.add_argument("--device", default="auto", help="cpu, cuda or mps; by default the fastest there is")
 
@@ -63,7 +66,7 @@ def run(arguments: argparse.Namespace) -> None:
     options: dict[str, Any] = {"max_new_tokens": arguments.max_new_tokens}
     if arguments.temperature > 0:
         options |= {"do_sample": True, "temperature": arguments.temperature}
-    converse(Session(Chat(model, processor), images, options))
+    converse(Session(Chat(model, processor, arguments.system), images, options))
 
 
 def check(arguments: argparse.Namespace) -> None:
@@ -149,9 +152,10 @@ def take(line: str, session: Session) -> bool:
             session.waiting = list(session.shown)
         return word != "/quit"
     if line:
-        session.chat.ask(line, session.waiting, write=show, **session.options)
-        session.waiting = []
+        answer = session.chat.ask(line, session.waiting, write=show, **session.options)
         print()
+        if answer.strip() or not session.chat.has_turns:
+            session.waiting = []
     return True
 
 

@@ -22,21 +22,31 @@ from flamingo_lite.models.language import context_length
 from flamingo_lite.models.model import VisionLanguageModel
 from flamingo_lite.nn.cache import MediaCache
 from flamingo_lite.processing import VisionLanguageProcessor
+from flamingo_lite.text.stop import Stop, stop_of
 from flamingo_lite.text.tokenizer import Encoded
 
 
 class Chat:
     """A conversation that grows by `ask`; `document` is what was said so far.
 
-    Questions and answers stand between the images as in pretraining: a blank before a question unless it opens the
-    document, the end of a chunk behind an answer.
+    Under a template with conversations it has turns, whose `system` message comes first. Without, questions and answers
+    stand between the images as in pretraining: a blank before a question unless it opens the document, the end of a
+    chunk behind an answer. Errors: `FlamingoError` for a system message without turns.
     """
 
-    def __init__(self, model: VisionLanguageModel, processor: VisionLanguageProcessor) -> None:
+    def __init__(
+        self, model: VisionLanguageModel, processor: VisionLanguageProcessor, system: str | None = None
+    ) -> None:
         self.model = model
         self.processor = processor
-        self.document = Document([])
+        self.has_turns = processor.template.conversation is not None
+        if system is not None and not self.has_turns:
+            raise FlamingoError(
+                "this model was not tuned on conversations, so that nothing would set a system message apart; leave it out"
+            )
+        self._opening = () if system is None else (Text(system, loss=False, role="system"),)
         self._seen = SeenImages(model, processor)
+        self.document = Document(self._opening)
 
     def ask(
         self,
@@ -48,41 +58,48 @@ class Chat:
     ) -> str:
         """The answer, of at most `max_new_tokens` or what the context leaves; `write` is given it piece by piece.
 
-        `images` stand before the question. Greedy unless `options` of `model.generate` say more. Errors:
-        `FlamingoError` for a conversation that does not fit the context, `SampleError` for an image or a question
-        that cannot be used; the conversation is then what it was before.
+        `images` stand before the question. Greedy unless `options` of `model.generate` say more. An empty answer ends
+        no turn: of a conversation with turns nothing is then kept. Errors: `FlamingoError` for a conversation that does
+        not fit the context, `SampleError` for an image or a question that cannot be used; the conversation is then
+        what it was before.
         """
-        asked = self._with_question(question, images)
+        asked = Document([*self.document, *images, self._question(question, images)])
         encoded = self.processor.encode(asked, name="the conversation")
         room = min(max_new_tokens, _room(encoded, context_length(self.model.config)))
         with evaluating(self.model):
-            answer = self._continue(encoded, room, write, options)
-        self.document = Document([*asked, Text(answer, ends_chunk=True)])
+            answer = self._continue(asked, encoded, room, write, options)
+        if answer.strip() or not self.has_turns:
+            role = "assistant" if self.has_turns else None
+            self.document = Document([*asked, Text(answer, role=role, ends_chunk=True)])
         return answer
 
     def reset(self) -> None:
         """Forgets what was said, not how the images look: they need no encoding when they come again."""
-        self.document = Document([])
+        self.document = Document(self._opening)
 
-    def _with_question(self, question: str, images: Sequence[Image]) -> Document:
-        before = [*self.document, *images]
-        blank = " " if before else ""
-        return Document([*before, Text(f"{blank}{question.strip()}", loss=False)])
+    def _question(self, question: str, images: Sequence[Image]) -> Text:
+        if self.has_turns:
+            return Text(question.strip(), loss=False, role="user")
+        blank = " " if len(self.document) or images else ""
+        return Text(f"{blank}{question.strip()}", loss=False)
 
     def _continue(
-        self, encoded: Encoded, room: int, write: Callable[[str], None] | None, options: dict[str, Any]
+        self,
+        asked: Document,
+        encoded: Encoded,
+        room: int,
+        write: Callable[[str], None] | None,
+        options: dict[str, Any],
     ) -> str:
         tokenizer = self.processor.tokenizer
-        stop = self.processor.template.end_of_chunk
-        stop_id = None if stop is None else tokenizer.get_vocab().get(stop)
+        ending = stop_of(self.processor.template, tokenizer, [asked])
+        stop_id = None if ending.token is None else tokenizer.get_vocab()[ending.token]
         ends = end_tokens(stop_id, tokenizer.eos_token_id, self.model.generation_config.eos_token_id)
         settings: dict[str, Any] = {"do_sample": False, "num_beams": 1}
-        if stop is not None and stop_id is None:
-            settings |= {"stop_strings": [stop], "tokenizer": tokenizer}
-        else:
-            stop = None
+        if ending.words and ending.token is None:
+            settings |= {"stop_strings": [ending.words], "tokenizer": tokenizer}
         if write is not None:
-            settings["streamer"] = Pieces(tokenizer, write, stop)
+            settings["streamer"] = Pieces(tokenizer, write, ending)
         device = self.model.device
         ids = torch.tensor([encoded.input_ids], device=device)
         out = self.model.generate(
@@ -95,8 +112,9 @@ class Chat:
             max_new_tokens=room,
             **{**settings, **options},
         )
-        answer = tokenizer.decode(out[0, ids.shape[1] :], skip_special_tokens=True)
-        return answer if stop is None else answer.split(stop, 1)[0]
+        written = out[0, ids.shape[1] :].tolist()
+        written = written[: next((i for i, token in enumerate(written) if token in ends), len(written))]
+        return ending.answer(tokenizer.decode(written, skip_special_tokens=True))
 
 
 class SeenImages:
@@ -130,41 +148,34 @@ class SeenImages:
 
 
 class Pieces(TextStreamer):
-    """Hands on what is written as soon as whole words of it are there, up to the string `stop` if there is one."""
+    """Hands an answer on as soon as whole words of it are there; of what `ending` says is no part of it, nothing."""
 
     def __init__(
-        self, tokenizer: PreTrainedTokenizerBase, write: Callable[[str], None], stop: str | None = None
+        self, tokenizer: PreTrainedTokenizerBase, write: Callable[[str], None], ending: Stop
     ) -> None:
         # transformers' protocol of its host is narrower than what it decodes with.
         super().__init__(tokenizer, skip_prompt=True, skip_special_tokens=True)  # pyrefly: ignore
         self._write = write
-        self._stop = stop
-        self._held = ""
-        self._has_stopped = False
+        self._ending = ending
+        self._written = ""
+        self._shown = ""
 
     def on_finalized_text(self, text: str, stream_end: bool = False) -> None:
-        self._held += text
-        shown, self._held = self._held, ""
-        if self._stop is not None and not self._has_stopped:
-            shown, found, _ = shown.partition(self._stop)
-            self._has_stopped = bool(found)
-            if not found and not stream_end:
-                shown, self._held = without_beginning_of(self._stop, shown)
-            self._emit(shown)
-        elif not self._has_stopped:
-            self._emit(shown)
-
-    def _emit(self, text: str) -> None:
-        if text:
-            self._write(text)
+        self._written += text
+        answer = self._ending.answer(self._written)
+        if not stream_end:
+            answer = without_beginning_of(self._ending.words, answer)
+        if new := answer[len(self._shown) :]:
+            self._shown = answer
+            self._write(new)
 
 
-def without_beginning_of(stop: str, text: str) -> tuple[str, str]:
-    """`text` in two: what can be shown, and an end of it with which `stop` may begin."""
-    for length in range(min(len(stop) - 1, len(text)), 0, -1):
-        if text.endswith(stop[:length]):
-            return text[:-length], text[-length:]
-    return text, ""
+def without_beginning_of(words: str, text: str) -> str:
+    """`text` without an end with which `words` may begin."""
+    for length in range(min(len(words), len(text)), 0, -1):
+        if text.endswith(words[:length]):
+            return text[:-length]
+    return text
 
 
 def _room(encoded: Encoded, limit: int | None) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 import torch
@@ -16,6 +17,8 @@ from flamingo_lite.errors import FlamingoError, SampleError
 from flamingo_lite.generation.chat import Pieces
 from flamingo_lite.models.model import VisionLanguageModel
 from flamingo_lite.processing import VisionLanguageProcessor
+from flamingo_lite.text.conversations import CONVERSATIONS
+from flamingo_lite.text.stop import Stop
 
 Joined = tuple[VisionLanguageModel, VisionLanguageProcessor]
 
@@ -111,12 +114,72 @@ def test_sampling_is_had_by_the_options_of_generate(joined: Joined) -> None:
     assert len(answers) > 1
 
 
-@settings(deadline=None)
-@given(st.text(alphabet="ab# \n", max_size=12), st.integers(1, 4))
-def test_a_stop_string_is_never_shown_however_the_text_is_cut(text: str, size: int) -> None:
+TURNS = [
+    name for name, template in CONVERSATIONS.items() if not template.tokens and not template.is_tokenizers
+]
+
+
+@pytest.fixture(params=TURNS)
+def tuned(request: pytest.FixtureRequest, joined: Joined) -> Joined:
+    """The model under a template of conversations that needs no tokens of its own."""
+    model, processor = joined
+    template = replace(processor.template, conversation=request.param)
+    return model, VisionLanguageProcessor(processor.tokenizer, processor.image_transform, template)
+
+
+def test_a_tuned_model_is_asked_in_turns(tuned: Joined, image_of: Callable[[int], Image]) -> None:
+    model, processor = tuned
+    chat, pieces = fl.Chat(model, processor), list[str]()
+    first = chat.ask("one", [image_of(0)], max_new_tokens=6)
+    question = [image_of(0), Text("one", loss=False, role="user")]
+    assert fl.generate(model, processor, [Document(question)], max_new_tokens=6) == [first]
+    if not first.strip():
+        assert chat.document == Document([])
+        return
+    said = [*question, Text(first, role="assistant", ends_chunk=True)]
+    assert chat.document == Document(said)
+    second = chat.ask("two", [image_of(1)], max_new_tokens=6, write=pieces.append)
+    asked = Document([*said, image_of(1), Text("two", loss=False, role="user")])
+    assert fl.generate(model, processor, [asked], max_new_tokens=6) == [second] == ["".join(pieces)]
+
+
+def test_the_system_speaks_first_and_again_after_a_reset(joined: Joined) -> None:
+    model, processor = joined
+    template = replace(processor.template, conversation="v1")
+    chat = fl.Chat(model, VisionLanguageProcessor(processor.tokenizer, None, template), system="Be brief.")
+    opening = Document([Text("Be brief.", loss=False, role="system")])
+    assert chat.document == opening
+    chat.ask("one", max_new_tokens=4)
+    assert chat.document[:1] == opening
+    chat.reset()
+    assert chat.document == opening
+
+
+def test_a_system_message_without_turns_is_refused(joined: Joined) -> None:
+    with pytest.raises(FlamingoError, match="not tuned on conversations"):
+        fl.Chat(*joined, system="Be brief.")
+
+
+def streamed(text: str, size: int, ending: Stop) -> str:
+    """What is shown of a text that comes in pieces of this size."""
     shown: list[str] = []
-    pieces = Pieces(byte_tokenizer(), shown.append, stop="###")
+    pieces = Pieces(byte_tokenizer(), shown.append, ending)
     chunks = [text[i : i + size] for i in range(0, len(text), size)] or [""]
     for number, chunk in enumerate(chunks, start=1):
         pieces.on_finalized_text(chunk, stream_end=number == len(chunks))
-    assert "".join(shown) == text.split("###")[0]
+    return "".join(shown)
+
+
+ENDINGS = [
+    Stop(words="###"),
+    Stop(token="</s>", words=" "),
+    Stop(words="###", gap=" "),
+    Stop(gap=" "),
+    Stop(),
+]
+
+
+@settings(deadline=None)
+@given(st.text(alphabet="ab# \n", max_size=12), st.integers(1, 4), st.sampled_from(ENDINGS))
+def test_what_is_shown_is_the_answer_however_the_text_is_cut(text: str, size: int, ending: Stop) -> None:
+    assert streamed(text, size, ending) == ending.answer(text)

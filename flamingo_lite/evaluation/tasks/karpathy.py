@@ -1,6 +1,6 @@
 """Captions of COCO and Flickr30k photographs, by Karpathy's splits, judged by CIDEr-D (Vedantam et al. 2015).
 
-CIDEr-D is 0 to 10 here; papers print ten times that. Captions are tokenized by the published program where it is
+CIDEr-D is 0 to 10 here; papers print a hundred times that. Captions are tokenized by the published program where it is
 installed, for figures that compare with published ones; a cell says whether it was.
 """
 
