@@ -9,6 +9,8 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
+import numpy as np
+
 from flamingo_lite.evaluation.demonstrations import Example
 
 
@@ -63,6 +65,18 @@ def _same_question(asked: Asked, targets: Mapping[str | None, Counter[str]]) -> 
     return _commonest(same) or _majority(asked, targets)
 
 
+def _likest_question(asked: Asked, targets: Mapping[str | None, Counter[str]]) -> str | None:
+    """Of the demonstration whose question shares the largest part of its words with the query's, the last of several."""
+    words = set(asked.query.question.lower().split())
+
+    def likeness(place: int) -> tuple[float, int]:
+        others = set(asked.demonstrations[place].question.lower().split())
+        return len(words & others) / max(1, len(words | others)), place
+
+    places = range(len(asked.demonstrations))
+    return asked.demonstrations[max(places, key=likeness)].answer if places else None
+
+
 GUESSES: dict[str, Guess] = {
     "commonest target": _prior,
     "commonest target of the question": _prior_of_question,
@@ -71,6 +85,7 @@ GUESSES: dict[str, Guess] = {
     "a choice that no demonstration shows": _unseen,
     "answer of the last demonstration": _last,
     "answer of demonstrations with the question": _same_question,
+    "answer of the demonstration with the likest question": _likest_question,
 }
 
 
@@ -80,8 +95,9 @@ def answers_alone(
 ) -> tuple[float, str] | None:
     """The mean score of the best guess, and its name; None without prompts. `scores`: of an answer to each prompt.
 
-    Of guesses that do as well the first in `GUESSES` is named. What is known of other queries leaves the query's
-    own target out.
+    The guess is chosen on one half of the queries and scored on the other, and the other way round: the best of
+    several is no better than chance by luck alone. Of guesses that do as well over all, the first in `GUESSES` is
+    named. What is known of other queries leaves the query's own target out.
     """
     asked = list(prompts)
     if not asked:
@@ -94,12 +110,28 @@ def answers_alone(
     known = [
         {key: _without(questions[key], of.query.answer) for key in (None, of.query.question)} for of in asked
     ]
-    means = {}
-    for name, guess in GUESSES.items():
-        given = [guess(of, targets) for of, targets in zip(asked, known, strict=True)]
-        means[name] = sum(scores(asked, given)) / len(asked)
-    best = max(means, key=lambda name: means[name])
-    return means[best], best
+    found = {
+        name: np.array(scores(asked, [guess(*of) for of in zip(asked, known, strict=True)]))
+        for name, guess in GUESSES.items()
+    }
+    is_even = np.array([place % 2 == 0 for place in _places(of.query_id for of in asked)])
+    total = 0.0
+    for half in (is_even, ~is_even):
+        # A single query has no other half to choose on.
+        chosen_on = ~half if not half.all() else half
+        total += found[_best(found, chosen_on)][half].sum() if half.any() else 0.0
+    return float(total) / len(asked), _best(found, np.ones(len(asked), dtype=bool))
+
+
+def _best(found: Mapping[str, np.ndarray], among: np.ndarray) -> str:
+    return max(found, key=lambda name: found[name][among].mean())
+
+
+def _places(query_ids: Iterable[int]) -> list[int]:
+    """The rank of each query among those that are asked."""
+    given = list(query_ids)
+    rank = {query_id: place for place, query_id in enumerate(sorted(set(given)))}
+    return [rank[query_id] for query_id in given]
 
 
 def _without(counts: Counter[str], answer: str) -> Counter[str]:

@@ -17,11 +17,12 @@ MAX_REJECTIONS = 10_000
 
 @dataclass(frozen=True)
 class Example:
-    """One question with its answer. `question`: what is asked, in words; `answer`: what a demonstration shows and
-    a sample names as its target.
+    """One question with its answer. `question`: what the prompt's text asks (what an image asks is no part of it);
+    `answer`: what a demonstration shows and a sample names as its target.
 
     `references`: all right answers, of annotators or captioners (empty: `answer` alone); `choices`: the answers
-    among which the right one is, where they are known; `facts`: what else a scorer needs, such as a question's type.
+    among which the right one is, where they are known; `facts`: what else `write` or a scorer needs, such as a
+    question's type.
     """
 
     id: str

@@ -50,11 +50,26 @@ def test_demonstrations_with_the_querys_question_are_found() -> None:
         Asked(
             i,
             example(answer, f"{i}?"),
-            [example("x", "other?")] * 3 + [example(answer, f"{i}?")] * 2 + [example("x")],
+            [*(example(x, "other?") for x in "xxxy"), *[example(answer, f"{i}?")] * 2, example("x")],
         )
         for i, answer in enumerate("abcd")
     ]
     assert answers_alone(prompts, exact) == (1.0, "answer of demonstrations with the question")
+
+
+def test_the_answer_to_a_question_in_nearly_the_same_words_is_found() -> None:
+    prompts = [
+        Asked(
+            i,
+            example(answer, f"what colour is the {i} ?"),
+            [example(x, f"what shape is the {j} ?") for j, x in enumerate("xyxxyy")]
+            + [example(answer, f"is colour what the {i} has"), example("x"), example("y")],
+        )
+        for i, answer in enumerate("abcd")
+    ]
+    found = answers_alone(prompts, exact)
+    assert found is not None
+    assert found[0] == 1.0
 
 
 def test_a_querys_own_target_is_no_evidence_for_itself() -> None:

@@ -33,7 +33,7 @@ def test_queries_come_from_the_pairs_of_their_split_and_are_answered_by_one_of_i
         query = items_of(name).query(split, query_id)
         pair = tasks.operands(query)
         assert pair in allowed
-        assert " ? ".join(image.words for image in query.images) == query.question
+        assert " ? ".join(image.words for image in query.images) == query.facts["expression"]
         assert int(query.answer) in {operators.RULES[rule](*pair) for rule in rules}
 
 
@@ -93,7 +93,7 @@ def no_images(*key: object) -> tuple[Image, ...]:
 def test_the_other_query_shows_other_operands(name: str) -> None:
     for query_id in QUERIES:
         other = other_query(items_of(name), name, "held_out_pairs", query_id, 0)
-        assert other.question != items_of(name).query("held_out_pairs", query_id).question
+        assert tasks.operands(other) != tasks.operands(items_of(name).query("held_out_pairs", query_id))
 
 
 @pytest.mark.parametrize("style", ["direct", "spelled"])
@@ -130,7 +130,7 @@ def test_an_interleaved_prompt_is_what_training_writes_up_to_the_answer(style: s
 def test_a_spelled_answer_has_read_the_image_if_it_names_the_operands() -> None:
     query, style = items_of(NAMES[0]).query("test", 0), TASKS[NAMES[0]].styles["spelled"]
     assert style.has_read is not None
-    assert style.has_read(f" {query.question} = 99", query) is True
+    assert style.has_read(f" {query.facts['expression']} = 99", query) is True
     assert style.has_read(" 99 ? 1 = 99", query) is False
     assert style.has_read("", query) is False
     assert TASKS[NAMES[0]].styles["direct"].has_read is None

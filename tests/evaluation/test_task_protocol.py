@@ -251,7 +251,7 @@ def test_an_id_that_comes_twice_and_a_split_without_queries_are_one_line() -> No
 )
 def test_a_wrong_configuration_is_one_line(change: dict[str, object], message: str) -> None:
     with pytest.raises(FlamingoError, match=message) as caught:
-        EvaluationConfig(**{"control_splits": ["test", "val"], **change})  # type: ignore[arg-type]
+        EvaluationConfig(**change)  # type: ignore[arg-type]
     assert "\n" not in str(caught.value)
 
 

@@ -5,6 +5,7 @@ give the same bytes everywhere. Its documented differences from Java's tokenizer
 """
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import lru_cache
 
 from flamingo_lite.evaluation.demonstrations import Example
 from flamingo_lite.evaluation.metrics import Scored
@@ -33,11 +34,14 @@ def caption_style(max_new_tokens: int = 20, figures: Figures | None = None) -> S
 
 def cider_scores(texts: Sequence[str], examples: Sequence[Example]) -> list[float]:
     """CIDEr-D of each text. The weights come from each image's references once, however many seeds ask about it."""
-    distinct = {example.id: _tokens(example.right_answers) for example in examples}
-    frequency = document_frequency(list(distinct.values()))
-    return cider_d(
-        _tokens([first_line(text) or "" for text in texts]), [distinct[e.id] for e in examples], frequency
-    )
+    references = {example.id: _tokens(example.right_answers) for example in examples}
+    frequency = document_frequency(list(references.values()))
+    said = zip(_tokens([first_line(text) or "" for text in texts]), examples, strict=True)
+    asked = [(text, example.id) for text, example in said]
+    distinct = list(dict.fromkeys(asked))
+    scores = cider_d([text for text, _ in distinct], [references[of] for _, of in distinct], frequency)
+    found = dict(zip(distinct, scores, strict=True))
+    return [found[of] for of in asked]
 
 
 def bleu_figures(answers: Sequence[Answer]) -> Mapping[str, float | None]:
@@ -55,4 +59,10 @@ def _caption(text: str, example: Example) -> Scored:
 
 
 def _tokens(captions: Sequence[str]) -> list[str]:
-    return tokenize_captions(captions, "python").captions
+    return [_tokenized(caption) for caption in captions]
+
+
+@lru_cache(maxsize=65536)
+def _tokenized(caption: str) -> str:
+    (tokens,) = tokenize_captions([caption], "python").captions
+    return tokens

@@ -32,7 +32,7 @@ SPLITS = {
 
 
 def has_read(text: str, example: Example) -> bool:
-    return text.rpartition("=")[0].split() == example.question.split()
+    return text.rpartition("=")[0].split() == example.facts["expression"].split()
 
 
 STYLES = {
@@ -66,8 +66,13 @@ def write_apart(example: Example, style: str, is_answered: bool) -> Segments:
 
 
 def operands(example: Example) -> tuple[int, int]:
-    a, b = map(int, example.question.split(" ? "))
+    a, b = map(int, example.facts["expression"].split(" ? "))
     return a, b
+
+
+def _example(name: str, images: tuple[Image, ...], a: int, b: int, answer: int) -> Example:
+    # The image asks, not the text.
+    return Example(name, images, "", str(answer), facts={"expression": f"{a} ? {b}"})
 
 
 def load(form: Form, renderings: int = RENDERINGS) -> Items:
@@ -85,7 +90,7 @@ def _query(form: Form, split: str, query_id: int) -> tuple[Example, str]:
     rule = "larger" if split == "held_out_rule" else generator.choice(list(operators.TRAINED_RULES))
     images = form.draw(a, b, generator, _source(split))
     answer = operators.RULES[rule](a, b)
-    return Example(f"{split}/query/{query_id}", images, f"{a} ? {b}", str(answer)), rule
+    return _example(f"{split}/query/{query_id}", images, a, b, answer), rule
 
 
 @lru_cache(maxsize=64)
@@ -97,7 +102,7 @@ def _support(form: Form, split: str, rule: str, renderings: int) -> Support:
 
     def example(a: int, b: int, answer: int, rendering: int) -> Example:
         images = form.support(split, a, b, rendering)
-        return Example(f"{split}/support/{a}?{b}/{rendering}", images, f"{a} ? {b}", str(answer))
+        return _example(f"{split}/support/{a}?{b}/{rendering}", images, a, b, answer)
 
     def draw(generator: random.Random) -> Example:
         a, b = operators.draw_operands(generator, rule, among)
