@@ -25,36 +25,51 @@ def complement(ours: Sequence[Sample], second: Sequence[Sample]) -> list[dict[st
     ]
 
 
+Decide = Callable[[Sequence[tuple[Sample, Sample]]], Sequence[str | GenerationFailure]]
+"""What a judge says of each pair of samples that differ, in their order; a failure stands in its own place."""
+
+
 def judged(
     ours: Sequence[Sample],
     second: Sequence[Sample],
-    decide: Callable[[Sample, Sample], str | GenerationFailure],
+    decide: Decide,
     score: Callable[[str, Sample], Scored],
 ) -> list[dict[str, Any]]:
     """Our samples; where the two models answered differently, what the judge answers.
 
-    `decide` is given both samples and returns the judge's words, which `score` reads as it would a model's. Where
-    they cannot be read, or it gave none, our answer stands, as in LLaVA. `decided_by` says whose answer it is
-    ("both", "judge" or "ours"), `judge_raw` what the judge said. Errors: as `paired`.
+    `decide` is asked once, of all these pairs, and its words are read by `score` as a model's would be. Where they
+    cannot be read, or there are none, our answer stands, as in LLaVA. `decided_by` says whose answer it is ("both",
+    "judge" or "ours"), `judge_raw` what the judge said. Errors: as `paired`, and `FlamingoError` for a judge that
+    returns another number of verdicts.
     """
-    decided = []
-    for mine, theirs in paired(ours, second):
-        if mine["status"] == theirs["status"] == "ok" and mine["extracted"] == theirs["extracted"]:
-            decided.append(_decided(mine, theirs, "both"))
-            continue
-        said = decide(mine, theirs)
-        found = None if isinstance(said, GenerationFailure) else score(said, mine)
-        if found is None or found.status != "ok":
-            verdict = _decided(mine, theirs, "ours")
-        else:
-            verdict = _decided(mine, theirs, "judge") | {
-                "raw": said,
-                "extracted": found.extracted,
-                "score": found.score,
-                "status": found.status,
-            }
-        decided.append(verdict | {"judge_raw": None if isinstance(said, GenerationFailure) else said})
-    return decided
+    pairs = paired(ours, second)
+    differing = [(mine, theirs) for mine, theirs in pairs if not _agree(mine, theirs)]
+    verdicts = list(decide(differing)) if differing else []
+    if len(verdicts) != len(differing):
+        raise FlamingoError(
+            f"the judge returned {len(verdicts)} verdicts on {len(differing)} questions; expected one each"
+        )
+    said = iter(verdicts)
+    return [
+        _decided(mine, theirs, "both") if _agree(mine, theirs) else _verdict(mine, theirs, next(said), score)
+        for mine, theirs in pairs
+    ]
+
+
+def _agree(mine: Sample, theirs: Sample) -> bool:
+    return mine["status"] == theirs["status"] == "ok" and mine["extracted"] == theirs["extracted"]
+
+
+def _verdict(
+    mine: Sample, theirs: Sample, said: str | GenerationFailure, score: Callable[[str, Sample], Scored]
+) -> dict[str, Any]:
+    if isinstance(said, GenerationFailure):
+        return _decided(mine, theirs, "ours") | {"judge_raw": None}
+    found = score(said, mine)
+    if found.status != "ok":
+        return _decided(mine, theirs, "ours") | {"judge_raw": said}
+    answer = {"raw": said, "extracted": found.extracted, "score": found.score, "status": found.status}
+    return _decided(mine, theirs, "judge") | answer | {"judge_raw": said}
 
 
 def paired(ours: Sequence[Sample], second: Sequence[Sample]) -> list[tuple[Sample, Sample]]:

@@ -45,16 +45,20 @@ def test_ours_steps_in_where_the_second_model_fails() -> None:
     ]
 
 
+def letter(text: str, judged_sample: Any) -> Scored:
+    return science_qa(text, ord(judged_sample["target"]) - ord("A"), 3)
+
+
 def test_a_judge_is_asked_only_where_the_two_differ_and_ours_stands_where_it_says_nothing() -> None:
     asked: list[int] = []
     says = {1: "The answer is B.", 2: "Both are wrong.", 3: "B", 4: GenerationFailure("timed out"), 5: "A"}
 
-    def decide(ours: Any, second: Any) -> str | GenerationFailure:
-        assert (ours["model"], second["model"]) == ("ours", "text")
-        asked.append(ours["query_id"])
-        return says[ours["query_id"]]
+    def decide(pairs: Any) -> list[str | GenerationFailure]:
+        assert {(ours["model"], second["model"]) for ours, second in pairs} == {("ours", "text")}
+        asked.extend(ours["query_id"] for ours, _ in pairs)
+        return [says[ours["query_id"]] for ours, _ in pairs]
 
-    decided = judged(OURS, SECOND, decide, lambda text, s: science_qa(text, ord(s["target"]) - ord("A"), 3))
+    decided = judged(OURS, SECOND, decide, letter)
     assert asked == [1, 2, 3, 4, 5]
     assert outcome(decided) == [
         ("both", "B", 1.0),
@@ -64,21 +68,26 @@ def test_a_judge_is_asked_only_where_the_two_differ_and_ours_stands_where_it_say
         ("ours", "A", 0.0),
         ("judge", "A", 0.0),
     ]
-    assert [s.get("judge_raw") for s in decided] == [
-        None,
-        "The answer is B.",
-        "Both are wrong.",
-        "B",
-        None,
-        "A",
-    ]
+    said = [s.get("judge_raw") for s in decided]
+    assert said == [None, "The answer is B.", "Both are wrong.", "B", None, "A"]
     assert {s["model"] for s in decided} == {"ours + text"}
 
 
 def test_two_answers_that_cannot_be_read_do_not_agree() -> None:
     ours, second = [sample(0, "no idea")], [sample(0, "no idea", model="text")]
-    decided = judged(ours, second, lambda *_: "B", lambda text, s: science_qa(text, 1, 3))
-    assert outcome(decided) == [("judge", "B", 1.0)]
+    assert outcome(judged(ours, second, lambda pairs: ["B"], letter)) == [("judge", "B", 1.0)]
+
+
+def test_a_judge_is_not_asked_where_all_agree() -> None:
+    def decide(pairs: Any) -> list[str]:
+        raise AssertionError("asked")
+
+    assert outcome(judged(OURS[:1], SECOND[:1], decide, letter)) == [("both", "B", 1.0)]
+
+
+def test_a_judge_that_loses_a_question_is_refused() -> None:
+    with pytest.raises(FlamingoError, match="the judge returned 0 verdicts on 5 questions"):
+        judged(OURS, SECOND, lambda pairs: [], letter)
 
 
 @pytest.mark.parametrize(
