@@ -6,6 +6,7 @@ would be another task.
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -52,21 +53,30 @@ def line_records(path: str, required: Fields) -> Iterator[Record]:
 
 
 def image_at(folder: str, name: Any, where: str) -> Image:
-    """The image that a record names; its bytes are read when they are first needed.
+    """The image that a record names. Its bytes are read when they are needed, and not kept.
 
     Errors: `FlamingoError` naming the record, for an image that is not there and for a name that leaves the folder.
     """
     if not isinstance(name, str) or not name or "\0" in name:
         raise FlamingoError(f"{where}: {name!r} is no name of an image")
-    path, root = Path(folder) / name, Path(folder).resolve()
-    if not path.resolve().is_relative_to(root):
-        raise FlamingoError(f"{where}: image {name!r} lies outside {folder}; expected a name in the folder")
+    try:
+        return _image(folder, name)
+    except FlamingoError as error:
+        raise FlamingoError(f"{where}: {error}") from None
+
+
+# Questions about one image share it: it is looked for, read and hashed once.
+@lru_cache(maxsize=1 << 20)
+def _image(folder: str, name: str) -> Image:
+    path = Path(folder) / name
+    if not path.resolve().is_relative_to(Path(folder).resolve()):
+        raise FlamingoError(f"image {name!r} lies outside {folder}; expected a name in the folder")
     if not path.is_file():
         raise FlamingoError(
-            f"{where}: image {name!r} is not in {folder}; expected every image of the file: unpack them all, or name "
-            "the folder that holds them"
+            f"image {name!r} is not in {folder}; expected every image of the file: unpack them all, or name the folder "
+            "that holds them"
         )
-    return Image(path)
+    return Image(path, keeps_data=False)
 
 
 def known_choice(value: Any, known: Sequence[Any], what: str) -> Any:

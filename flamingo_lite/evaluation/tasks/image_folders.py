@@ -66,7 +66,7 @@ def _examples(folder: str, names: Mapping[str, str]) -> list[Example]:
         for path in sorted((Path(folder) / name).rglob("*")):
             if path.suffix.lower().lstrip(".") in IMAGE_SUFFIXES and not path.name.startswith("."):
                 key = path.relative_to(folder).as_posix()
-                found.append(Example(key, (Image(path),), "", names[name], choices=choices))
+                found.append(Example(key, (Image(path, keeps_data=False),), "", names[name], choices=choices))
     return found
 
 
