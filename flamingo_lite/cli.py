@@ -14,6 +14,7 @@ from typing import NoReturn
 import flamingo_lite
 from flamingo_lite.commands import (
     chat,
+    compare,
     dashboard,
     data_check,
     data_convert,
@@ -46,6 +47,7 @@ COMMANDS: dict[str, ModuleType] = {
     "train": train,
     "eval": evaluate,
     "chat": chat,
+    "compare": compare,
     "report": report,
     "export": export,
     "plan": plan,

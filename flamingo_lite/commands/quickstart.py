@@ -204,6 +204,6 @@ TRAINED = ("flamingo", "checkpoints", "metrics.csv", "config.yaml", "training.js
 STEPS = (
     Step("data", "drawing documents", _make, _data_settings, ("shards",)),
     Step("train", "training the join", _train, _train_settings, TRAINED),
-    Step("eval", "evaluating", _evaluate, _eval_settings, ("results.json", "samples.jsonl")),
+    Step("eval", "evaluating", _evaluate, _eval_settings, ("results.json", "samples.jsonl", ".answers")),
     Step("report", "writing the report", _report, _report_settings, ("report.html", "plots")),
 )

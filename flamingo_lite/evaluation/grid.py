@@ -7,11 +7,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from flamingo_lite.data.stores import parse_bytes
 from flamingo_lite.document import Document, Text
 from flamingo_lite.errors import FlamingoError
 from flamingo_lite.evaluation.conditions import CONDITIONS, Episode, blanked
 from flamingo_lite.evaluation.demonstrations import Example, episode_generator
 from flamingo_lite.evaluation.ranking import NEEDS_CONTENT_FREE
+from flamingo_lite.evaluation.rendering import RENDERINGS, rendered_answer
 from flamingo_lite.evaluation.selection import ORDERS, SELECTORS, Selection, Wanted, select
 from flamingo_lite.evaluation.tasks import TASKS, items_of
 from flamingo_lite.evaluation.tasks.task import (
@@ -40,8 +42,11 @@ class EvaluationConfig:
     Of splits, styles and conditions a task takes those that it has.
 
     `files`: what tasks from files read, by task (eval.files.TASK.NAME=PATH). `selector`, `order`: how demonstrations
-    are chosen and arranged; `zero_shot`: what a prompt without demonstrations begins with. `queries`: per split, or
-    all where there are fewer. `max_new_tokens`: in place of each style's own.
+    are chosen and arranged; `zero_shot`: what a prompt without demonstrations begins with. `rendering`: how this model
+    is shown a prompt. `queries`: per split, or all where there are fewer. `max_new_tokens`: in place of each style's own.
+
+    None of these changes an answer: `batch_size`; `features`, a folder in which what the vision encoder gives of each
+    image is kept; `media_bytes`, about what encoded images may take in memory.
     """
 
     tasks: list[str] = field(default_factory=lambda: ["operator_induction"])
@@ -59,10 +64,13 @@ class EvaluationConfig:
     selector: str = "random"
     order: str = "own"
     zero_shot: str = "plain"
+    rendering: str = "interleaved"
     queries: int = 200
     batch_size: int = 64
     max_new_tokens: int | None = None
     resamples: int = 2000
+    features: str | None = None
+    media_bytes: str = "4GB"
 
     def __post_init__(self) -> None:
         """Errors: `FlamingoError` for an unknown name, with the nearest right one, and for numbers out of
@@ -74,6 +82,7 @@ class EvaluationConfig:
         check_choice("selector", self.selector, SELECTORS)
         check_choice("order", self.order, ORDERS)
         check_choice("zero_shot", self.zero_shot, ZERO_SHOT)
+        check_choice("rendering", self.rendering, RENDERINGS)
         for name in ("queries", "batch_size", "resamples"):
             if (value := getattr(self, name)) < 1:
                 raise FlamingoError(f"{name} is {value}; expected at least 1")
@@ -86,6 +95,7 @@ class EvaluationConfig:
             values = getattr(self, name)
             if len(set(values)) < len(values):
                 raise FlamingoError(f"{name} names a value twice: {list(values)}; name each once")
+        parse_bytes(self.media_bytes, "eval.media_bytes")
         if min((*self.shots, *self.control_shots)) < 0:
             raise FlamingoError(f"shots are {self.shots} and {self.control_shots}; expected 0 or more")
         self._check_choices("split", "splits", (*self.splits, *self.control_splits))
@@ -117,6 +127,7 @@ class Setting:
     selector: str = "random"
     order: str = "own"
     zero_shot: str = "plain"
+    rendering: str = "interleaved"
 
 
 def setting_of(sample: Mapping[str, Any]) -> Setting:
@@ -154,6 +165,16 @@ class Prompt:
     content_free: Document | None = None
 
     @property
+    def shown(self) -> Document:
+        """The document as the model is shown it."""
+        return RENDERINGS[self.setting.rendering](self.document)
+
+    @property
+    def shown_candidates(self) -> tuple[Text, ...]:
+        """The candidates as they continue `shown`."""
+        return tuple(rendered_answer(self.setting.rendering, candidate) for candidate in self.candidates)
+
+    @property
     def target(self) -> str:
         return self.query.answer
 
@@ -168,8 +189,9 @@ class Prompt:
 
 def settings(config: EvaluationConfig) -> list[Setting]:
     """The cells in the order in which they are reported, each once."""
+    shared = config.selector, config.order, config.zero_shot, config.rendering
     chosen = {
-        Setting(task, split, style, condition, shots, config.selector, config.order, config.zero_shot): None
+        Setting(task, split, style, condition, shots, *shared): None
         for task in config.tasks
         for condition in config.conditions
         if condition in TASKS[task].controls
@@ -193,13 +215,28 @@ def prompts(
     setting: Setting, config: EvaluationConfig, selectors: Mapping[str, Selection] = SELECTORS
 ) -> Iterator[Prompt]:
     """Errors: as `build_prompt`."""
-    count = items_of(setting.task, config.files).count(setting.split)
-    queries = config.queries if count is None else min(config.queries, count)
     for seed in seeds_of(setting, config):
-        for query_id in range(queries):
-            prompt = build_prompt(setting, query_id, seed, config.files, selectors)
-            longest = config.max_new_tokens
-            yield prompt if longest is None else replace(prompt, max_new_tokens=longest)
+        for query_id in range(query_count(setting, config)):
+            yield asked(setting, query_id, seed, config, selectors)
+
+
+def query_count(setting: Setting, config: EvaluationConfig) -> int:
+    """How many queries of the setting's split are asked."""
+    count = items_of(setting.task, config.files).count(setting.split)
+    return config.queries if count is None else min(config.queries, count)
+
+
+def asked(
+    setting: Setting,
+    query_id: int,
+    seed: int,
+    config: EvaluationConfig,
+    selectors: Mapping[str, Selection] = SELECTORS,
+) -> Prompt:
+    """One of the `prompts`. Errors: as `build_prompt`."""
+    prompt = build_prompt(setting, query_id, seed, config.files, selectors)
+    longest = config.max_new_tokens
+    return prompt if longest is None else replace(prompt, max_new_tokens=longest)
 
 
 def build_prompt(

@@ -5,7 +5,7 @@ rules that divide by the length, and the one that subtracts what the model think
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 from flamingo_lite.document import Document, Text
@@ -15,10 +15,14 @@ from flamingo_lite.evaluation.metrics import GenerationFailure
 
 @dataclass(frozen=True)
 class Likelihood:
-    """The log-probability of a candidate's tokens, the token that ends it included, and how many these are."""
+    """The log-probability of a candidate's tokens, the token that ends it included, and how many these are.
+
+    `rounding`: by how much another batch may change it.
+    """
 
     log_probability: float
     tokens: int
+    rounding: float = 0.0
 
 
 class Rank(Protocol):
@@ -34,10 +38,15 @@ class Rank(Protocol):
 
 @dataclass(frozen=True)
 class Ranked:
-    """What was chosen, as text, and what each candidate got under the rule."""
+    """What was chosen, as text, and what each candidate got under the rule.
+
+    `margin`: how far the choice was from the next best, as a multiple of what rounding may change; None where nothing
+    is said of rounding.
+    """
 
     raw: str
     scores: tuple[float, ...]
+    margin: float | None = None
 
 
 Rule = Callable[[Text, Likelihood, Likelihood], float]
@@ -75,4 +84,22 @@ def choose(
     rule = RANKINGS[ranking]
     scores = tuple(rule(*of) for of in zip(candidates, found, without or found, strict=True))
     best = max(range(len(scores)), key=lambda i: scores[i])
-    return Ranked(candidates[best].text, scores)
+    less = tuple(
+        rule(candidate, _less(own), _more(free))
+        for candidate, own, free in zip(candidates, found, without or found, strict=True)
+    )
+    others = [i for i in range(len(scores)) if i != best]
+    margins = [
+        (scores[best] - scores[i]) / rounding
+        for i in others
+        if (rounding := scores[best] - less[best] + scores[i] - less[i]) > 0
+    ]
+    return Ranked(candidates[best].text, scores, min(margins, default=None))
+
+
+def _less(found: Likelihood) -> Likelihood:
+    return replace(found, log_probability=found.log_probability - found.rounding)
+
+
+def _more(found: Likelihood) -> Likelihood:
+    return replace(found, log_probability=found.log_probability + found.rounding)

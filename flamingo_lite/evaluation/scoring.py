@@ -70,6 +70,7 @@ def cell_of(
         "selector": setting.selector,
         "order": setting.order,
         "zero_shot": setting.zero_shot,
+        "rendering": setting.rendering,
         "metric": style.metric,
         "value": _rounded(estimate.value),
         "se": _rounded(estimate.se),
@@ -139,6 +140,7 @@ def _sample(prompt: Prompt, outcome: Outcome, found: Scored, model: str) -> dict
         "selector": setting.selector,
         "order": setting.order,
         "zero_shot": setting.zero_shot,
+        "rendering": setting.rendering,
         "demonstration_ids": list(prompt.demonstration_ids),
         "prompt_sha": prompt_sha(prompt.document),
         "image_ids": [image.id for image in prompt.document.images],
@@ -152,7 +154,8 @@ def _sample(prompt: Prompt, outcome: Outcome, found: Scored, model: str) -> dict
         "error": failure.reason if failure else None,
         "read": has_read(raw, query) if has_read is not None and isinstance(raw, str) else None,
         "candidates": (
-            dict(zip(prompt.choices, map(_rounded, outcome.scores), strict=True))
+            # Beyond these places a likelihood depends on which prompts ran together.
+            dict(zip(prompt.choices, (round(score, 3) for score in outcome.scores), strict=True))
             if isinstance(outcome, Ranked) and is_listed
             else None
         ),

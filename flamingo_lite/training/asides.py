@@ -15,7 +15,7 @@ import numpy as np
 import torch
 
 from flamingo_lite.document import Document
-from flamingo_lite.evaluation.answering import generator, ranker
+from flamingo_lite.evaluation.answering import ModelAnswers
 from flamingo_lite.evaluation.grid import EvaluationConfig
 from flamingo_lite.evaluation.panels import column_part
 from flamingo_lite.evaluation.runner import evaluate
@@ -102,9 +102,8 @@ def few_shot(processor: VisionLanguageProcessor, config: EvaluationConfig, direc
         options: dict[str, Any] = {"synced_gpus": True} if together else {}
 
         folder = None if directory is None else directory / FEW_SHOT / f"step-{step:08d}"
-        answer = generator(model, processor, config.batch_size, **options)
-        rank = ranker(model, processor, config.batch_size)
-        return few_shot_columns(evaluate(answer, config, folder, rank=rank))
+        asked = ModelAnswers(model, processor, config.batch_size, options=options)
+        return few_shot_columns(evaluate(asked.generate, config, folder, rank=asked.rank))
 
     return run
 

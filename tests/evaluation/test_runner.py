@@ -9,13 +9,11 @@ import pytest
 
 from flamingo_lite.document import Document
 from flamingo_lite.errors import FlamingoError
+from flamingo_lite.evaluation.answers import Generate
 from flamingo_lite.evaluation.grid import EvaluationConfig, Setting, build_prompt, seeds_of, settings
 from flamingo_lite.evaluation.metrics import GenerationFailure
 from flamingo_lite.evaluation.results import CELL, SAMPLE, load_results, load_samples, prompt_sha
-from flamingo_lite.evaluation.runner import Generate, evaluate
-from flamingo_lite.generation.generate import generate
-from flamingo_lite.models.model import VisionLanguageModel
-from flamingo_lite.processing import VisionLanguageProcessor
+from flamingo_lite.evaluation.runner import evaluate
 
 SMALL = EvaluationConfig(queries=30, seeds=[0, 1, 2], resamples=200)
 
@@ -114,18 +112,6 @@ def test_fewer_queries_are_the_first_of_more(run: Any, solve: Generate, tmp_path
     assert all(json.dumps(sample) in known for sample in load_samples(tmp_path))
 
 
-def test_no_image_belongs_to_two_calls_so_each_is_encoded_once(solve: Generate, tmp_path: Path) -> None:
-    calls: list[set[str]] = []
-
-    def answer(documents: Sequence[Document], max_new_tokens: int) -> list[str | GenerationFailure]:
-        calls.append({image.id for document in documents for image in document.images})
-        return list(solve(documents, max_new_tokens))
-
-    evaluate(answer, EvaluationConfig(queries=10, resamples=10), tmp_path)
-    assert len(calls) == 4
-    assert len(set.union(*calls)) == sum(map(len, calls))
-
-
 def test_failures_are_counted_apart_and_never_scored(solve: Generate, tmp_path: Path) -> None:
     def answer(documents: Sequence[Document], max_new_tokens: int) -> list[str | GenerationFailure]:
         texts = solve(documents, max_new_tokens)
@@ -168,20 +154,6 @@ def test_a_generator_that_loses_a_text_is_refused_and_writes_nothing(tmp_path: P
     with pytest.raises(FlamingoError, match="returned 3 texts for 10 documents"):
         evaluate(lambda documents, max_new_tokens: ["1"] * 3, config, tmp_path)
     assert list(tmp_path.iterdir()) == []
-
-
-def test_a_real_model_is_evaluated_through_the_same_door(
-    model: VisionLanguageModel, processor: VisionLanguageProcessor, tmp_path: Path
-) -> None:
-    def answer(documents: Sequence[Document], max_new_tokens: int) -> list[str]:
-        return generate(model, processor, documents, max_new_tokens=max_new_tokens)
-
-    config = EvaluationConfig(
-        queries=2, shots=[0, 2], control_shots=[2], splits=["test"], max_new_tokens=2, resamples=10
-    )
-    results = evaluate(answer, config, tmp_path)
-    assert sum(c["n"] for c in results["cells"]) == 2 * (2 + 10) + 6 * 10
-    assert all(c["n_failed"] == 0 for c in results["cells"])
 
 
 def test_progress_ends_at_the_total(solve: Generate, tmp_path: Path) -> None:
