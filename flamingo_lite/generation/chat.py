@@ -1,7 +1,6 @@
 """A conversation with a model: questions and images go in, answers come out word by word, as they are written.
 
 Every image goes through the encoder once, whatever the number of turns.
-Shape letters: b batch (one row here), t text positions, m images, n media tokens per image, d width.
 """
 
 from __future__ import annotations
@@ -9,18 +8,15 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import torch
-from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 from transformers.generation.streamers import TextStreamer
 
 from flamingo_lite.document import Document, Image, Text
 from flamingo_lite.errors import FlamingoError
-from flamingo_lite.generation.generate import end_tokens
-from flamingo_lite.generation.prompts import MediaKey, evaluating
+from flamingo_lite.generation.generate import continuations
+from flamingo_lite.generation.images import MediaStore
 from flamingo_lite.models.language import context_length
 from flamingo_lite.models.model import VisionLanguageModel
-from flamingo_lite.nn.cache import MediaCache
 from flamingo_lite.processing import VisionLanguageProcessor
 from flamingo_lite.text.stop import Stop, stop_of
 from flamingo_lite.text.tokenizer import Encoded
@@ -45,7 +41,7 @@ class Chat:
                 "this model was not tuned on conversations, so that nothing would set a system message apart; leave it out"
             )
         self._opening = () if system is None else (Text(system, loss=False, role="system"),)
-        self._seen = SeenImages(model, processor)
+        self._store = MediaStore(model, processor)
         self.document = Document(self._opening)
 
     def ask(
@@ -66,8 +62,7 @@ class Chat:
         asked = Document([*self.document, *images, self._question(question, images)])
         encoded = self.processor.encode(asked, name="the conversation")
         room = min(max_new_tokens, _room(encoded, context_length(self.model.config)))
-        with evaluating(self.model):
-            answer = self._continue(asked, encoded, room, write, options)
+        answer = self._continue(asked, encoded, room, write, options)
         if answer.strip() or not self.has_turns:
             role = "assistant" if self.has_turns else None
             self.document = Document([*asked, Text(answer, role=role, ends_chunk=True)])
@@ -91,60 +86,13 @@ class Chat:
         write: Callable[[str], None] | None,
         options: dict[str, Any],
     ) -> str:
-        tokenizer = self.processor.tokenizer
-        ending = stop_of(self.processor.template, tokenizer, [asked])
-        stop_id = None if ending.token is None else tokenizer.get_vocab()[ending.token]
-        ends = end_tokens(stop_id, tokenizer.eos_token_id, self.model.generation_config.eos_token_id)
-        settings: dict[str, Any] = {"do_sample": False, "num_beams": 1}
-        if ending.words and ending.token is None:
-            settings |= {"stop_strings": [ending.words], "tokenizer": tokenizer}
+        ending = stop_of(self.processor.template, self.processor.tokenizer, [asked])
         if write is not None:
-            settings["streamer"] = Pieces(tokenizer, write, ending)
-        device = self.model.device
-        ids = torch.tensor([encoded.input_ids], device=device)
-        out = self.model.generate(
-            ids,
-            attention_mask=torch.ones_like(ids),
-            media_index=torch.tensor([encoded.media_index], device=device),
-            media=self._seen.media(encoded),
-            pad_token_id=tokenizer.pad_token_id,
-            eos_token_id=ends or None,
-            max_new_tokens=room,
-            **{**settings, **options},
-        )
-        written = out[0, ids.shape[1] :].tolist()
-        written = written[: next((i for i, token in enumerate(written) if token in ends), len(written))]
-        return ending.answer(tokenizer.decode(written, skip_special_tokens=True))
-
-
-class SeenImages:
-    """Media tokens of the images that a conversation has shown, each encoded when it first comes."""
-
-    def __init__(self, model: VisionLanguageModel, processor: VisionLanguageProcessor) -> None:
-        self._model = model
-        self._processor = processor
-        self._tokens: dict[MediaKey, Tensor] = {}  # (n d)
-        self._keys: list[MediaKey] = []
-        self._media: MediaCache | None = None
-
-    def media(self, encoded: Encoded) -> MediaCache:
-        """The images of a document in order. While they stay the same, so do their projected keys and values."""
-        keys = encoded.media_keys
-        if not keys:
-            return self._model.no_media()
-        if self._media is None or keys != self._keys:
-            for key, image in zip(keys, encoded.images, strict=True):
-                if key not in self._tokens:
-                    self._tokens[key] = self._encode(image, key)
-            self._keys = keys
-            self._media = MediaCache(media=torch.stack([self._tokens[key] for key in keys]))
-        return self._media
-
-    def _encode(self, image: Image, key: MediaKey) -> Tensor:
-        device = self._model.device
-        pixels = self._processor.image_transform(image)[None].to(device)
-        text = self._processor.connector_text([key[1]]).values()
-        return self._model.encode_images(pixels, *(t.to(device) for t in text))[0]
+            options = {"streamer": Pieces(self.processor.tokenizer, write, ending), **options}
+        found = continuations(
+            self.model, self.processor, [encoded], room, ending, batch_size=1, store=self._store, share=False, **options
+        )  # fmt: skip
+        return next(iter(found))[1].text
 
 
 class Pieces(TextStreamer):
