@@ -42,7 +42,7 @@ class PreparedBatch:
 
     `samples`: the documents of the batch; `rejects`: those that are missing from it; `outcomes`: for all of them in
     the plan's order, whether each was used. `capacity`: the positions that its rows could have held, None where
-    rows are not packed. `position`: where the run stands after this batch, None inside an accumulated step. `known`:
+    rows are not packed. `cut`: documents whose last turns were left out. `position`: where the run stands after this batch, None inside an accumulated step. `known`:
     the features of images that a cache has; their pixels are 0.
     """
 
@@ -55,6 +55,7 @@ class PreparedBatch:
     outcomes: tuple[bool, ...] = ()
     capacity: int | None = None
     tokens: int = 0
+    cut: int = 0
     position: Position | None = None
     known: KnownFeatures | None = None
 

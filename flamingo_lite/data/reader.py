@@ -171,7 +171,10 @@ class Reader(Dataset[PreparedBatch | str]):
             weights = torch.tensor([*(source.loss_weight for source in self.sources), 0.0])[ids]
         tokens = sum(len(reading.encoded) for reading in readings)
         used = tuple(reading.used for reading in readings)
-        return PreparedBatch(batch, self.processor.image_transform, ids, weights, used, tokens=tokens)
+        cut = sum(reading.encoded.cut > 0 for reading in readings)
+        return PreparedBatch(
+            batch, self.processor.image_transform, ids, weights, used, tokens=tokens, cut=cut
+        )
 
     def _nothing(self, is_packed: bool) -> PreparedBatch:
         """One row without labels: every rank must take part in every step."""

@@ -33,6 +33,7 @@ class Consumption:
         self.most_in_a_row = most_in_a_row
         self.documents = 0  # seen, used or not
         self.in_a_row = 0
+        self.cut = 0  # conversations that were too long, and lost their last turns
         self.rejects: Counter[str] = Counter()
         self._last = ""
         self._filled: tuple[int, int] = (0, 0)
@@ -41,6 +42,7 @@ class Consumption:
     def take(self, batch: PreparedBatch, step: int) -> None:
         """Counts a batch that was trained on in `step`, and writes down what is missing from it."""
         self._outcomes.append(batch.outcomes)
+        self._own_cut += batch.cut
         self._own_rejects.update(reject.reason for reject in batch.rejects)
         if batch.rejects:
             self._last = batch.rejects[-1].message
@@ -60,12 +62,13 @@ class Consumption:
 
         Errors: `FlamingoError` on every rank when too many samples could not be used.
         """
-        own = (self._outcomes, dict(self._own_rejects), self._own_filled, self._last)
+        own = (self._outcomes, dict(self._own_rejects), self._own_filled, self._last, self._own_cut)
         found: list[Any] = [own]
         if distributed.is_available() and distributed.is_initialized():
             found = [None] * distributed.get_world_size()
             distributed.all_gather_object(found, own)
-        outcomes, rejects, filled, last = zip(*found, strict=True)
+        outcomes, rejects, filled, last, cut = zip(*found, strict=True)
+        self.cut += sum(cut)
         for counts in rejects:
             self.rejects.update(counts)
         self._filled = (sum(f[0] for f in filled), sum(f[1] for f in filled))
@@ -74,20 +77,29 @@ class Consumption:
         self._check(in_order(outcomes))
 
     def columns(self) -> dict[str, float]:
-        """What a row of metrics says: documents seen and rejects by reason so far, and how full the last rows were."""
+        """What a row of metrics says: documents seen, cut behind a turn and rejected by reason so far, and how full the
+        last rows were."""
         columns: dict[str, float] = {"documents": self.documents}
+        if self.cut:
+            columns["truncated"] = self.cut
         if self._filled[1]:
             columns["fill_rate"] = self._filled[0] / self._filled[1]
         return columns | {f"rejects/{reason}": count for reason, count in sorted(self.rejects.items())}
 
     def state_dict(self) -> dict[str, Any]:
         """Plain numbers, the same on all ranks."""
-        return {"documents": self.documents, "in_a_row": self.in_a_row, "rejects": dict(self.rejects)}
+        return {
+            "documents": self.documents,
+            "in_a_row": self.in_a_row,
+            "rejects": dict(self.rejects),
+            "truncated": self.cut,
+        }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.documents = int(state["documents"])
         self.in_a_row = int(state["in_a_row"])
         self.rejects = Counter(state["rejects"])
+        self.cut = int(state.get("truncated", 0))  # earlier checkpoints know of none
 
     def _check(self, outcomes: Iterable[bool]) -> None:
         for is_used in outcomes:
@@ -109,6 +121,7 @@ class Consumption:
     def _clear(self) -> None:
         self._outcomes: list[tuple[bool, ...]] = []
         self._own_rejects: Counter[str] = Counter()
+        self._own_cut = 0
         self._own_filled = (0, 0)
 
 
