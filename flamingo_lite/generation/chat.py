@@ -89,10 +89,10 @@ class Chat:
         ending = stop_of(self.processor.template, self.processor.tokenizer, [asked])
         if write is not None:
             options = {"streamer": Pieces(self.processor.tokenizer, write, ending), **options}
-        found = continuations(
+        ((_, found),) = continuations(
             self.model, self.processor, [encoded], room, ending, batch_size=1, store=self._store, share=False, **options
         )  # fmt: skip
-        return next(iter(found))[1].text
+        return found.text
 
 
 class Pieces(TextStreamer):

@@ -7,7 +7,6 @@ from dataclasses import replace
 
 import pytest
 import torch
-from conftest import byte_tokenizer
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -19,6 +18,7 @@ from flamingo_lite.models.model import VisionLanguageModel
 from flamingo_lite.processing import VisionLanguageProcessor
 from flamingo_lite.text.conversations import CONVERSATIONS
 from flamingo_lite.text.stop import Stop
+from tests.conftest import byte_tokenizer
 
 Joined = tuple[VisionLanguageModel, VisionLanguageProcessor]
 
