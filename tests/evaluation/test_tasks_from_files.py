@@ -41,7 +41,7 @@ ASKED_WITHOUT_DEMONSTRATIONS = {
     ("vqav2", "openflamingo"): "<image>Question:What is it, 0? Short answer:",
     ("vqav2", "instruction"): "<image>What is it, 0?\nAnswer the question using a single word or phrase.",
     ("ok_vqa", "openflamingo"): "<image>Question:What is it, 0? Short answer:",
-    ("textvqa", "openflamingo"): "<image>Question:What is number 0? Short answer:",
+    ("textvqa", "openflamingo"): "<image>Question:what is number 0? Short answer:",
     ("vizwiz", "instruction"): "<image>What is this?\nWhen the provided information is insufficient, respond with "
     "'Unanswerable'.\nAnswer the question using a single word or phrase.",
     ("gqa", "instruction"): "<image>What is left of it, 0?\nAnswer the question using a single word or phrase.",

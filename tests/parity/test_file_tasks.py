@@ -60,3 +60,24 @@ def test_ocrbench_scores_as_lmms_eval_does(dataset: str, answers: list[str]) -> 
         document = {"answer": answers, "dataset": dataset, "question_type": "x"}
         wanted = theirs(document, [text])["ocrbench_accuracy"]["score"]
         assert TASKS["ocrbench"].styles["plain"].score(text, example).score == wanted, text
+
+
+@pytest.mark.parametrize(
+    ("task", "name", "after"),
+    [
+        ("textvqa", "textvqa", "\nAnswer the question using a single word or phrase."),
+        ("vizwiz", "vizwiz_vqa", "\nWhen the provided information is insufficient, respond with 'Unanswerable'."
+         "\nAnswer the question using a single word or phrase."),
+        ("gqa", "gqa", "\nAnswer the question using a single word or phrase."),
+        ("pope", "pope", "\nAnswer the question using a single word or phrase."),
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("question", ["what does the USA sign say?", "Is it red?", "who"])
+def test_short_answers_are_asked_for_as_lmms_eval_does(
+    task: str, name: str, after: str, question: str
+) -> None:
+    function = f"{name}_doc_to_text"
+    theirs = getattr(their_functions("lmms_eval", f"tasks/{name}/utils.py", {function}), function)
+    (asked,) = TASKS[task].write(Example("1", (), question, "x"), "instruction", False)
+    assert isinstance(asked, Text)
+    assert asked.text == theirs({"question": question}, {"pre_prompt": "", "post_prompt": after})

@@ -88,10 +88,14 @@ def known_choice(value: Any, known: Sequence[Any], what: str) -> Any:
 
 @dataclass(frozen=True)
 class Wording:
-    """How a question and its answer are written behind the images: `{question}` and `{answer}` stand for them."""
+    """How a question and its answer are written behind the images: `{question}` and `{answer}` stand for them.
+
+    `capitalizes`: the question's first letter is made a capital, and all others small.
+    """
 
     asked: str
     answered: str = " {answer}"
+    capitalizes: bool = False
 
 
 def worded(wordings: Mapping[str, Wording]) -> Callable[[Example, str, bool], Segments]:
@@ -99,7 +103,8 @@ def worded(wordings: Mapping[str, Wording]) -> Callable[[Example, str, bool], Se
 
     def write(example: Example, style: str, is_answered: bool) -> Segments:
         wording = wordings[style]
-        asked = wording.asked.replace("{question}", example.question)
+        question = example.question.capitalize() if wording.capitalizes else example.question
+        asked = wording.asked.replace("{question}", question)
         answered = wording.answered.replace("{answer}", example.answer)
         return segments(example, asked, answered if is_answered else None)
 

@@ -14,7 +14,7 @@ from flamingo_lite.evaluation.tasks.task import Score, Style
 WORDINGS: Mapping[str, Wording] = {
     # Without blanks, as in OpenFlamingo's own prompt.
     "openflamingo": Wording("Question:{question} Short answer:", "{answer}"),
-    # LLaVA-1.5's and lmms-eval's.
+    # LLaVA-1.5's, and lmms-eval's but for OK-VQA.
     "instruction": Wording("{question}\nAnswer the question using a single word or phrase."),
 }
 

@@ -1,6 +1,7 @@
 """TextVQA: questions about text in photographs; a JSON with ten answers to each (Singh et al. 2019)."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 
 from flamingo_lite.errors import FlamingoError
 from flamingo_lite.evaluation.demonstrations import Example
@@ -27,11 +28,8 @@ def _examples(path: str, images: str) -> list[Example]:
             )
         answers = given_answers(record.fields["answers"], record.where)
         image = image_at(images, f"{record.fields['image_id']}.jpg", record.where)
-        # As lmms-eval asks it: many of the questions are not written with a capital.
-        question = record.fields["question"].capitalize()
-        found.append(
-            Example(str(record.fields["question_id"]), (image,), question, most_frequent(answers), answers)
-        )
+        key, question = str(record.fields["question_id"]), record.fields["question"]
+        found.append(Example(key, (image,), question, most_frequent(answers), answers))
     return found
 
 
@@ -40,7 +38,7 @@ TEXT_VQA = Task(
     asks="a question about the text in a photograph (TextVQA)",
     splits=ONE_SPLIT,
     styles=vqa_styles("lmms_evalai"),
-    write=worded(WORDINGS),
+    write=worded({**WORDINGS, "instruction": replace(WORDINGS["instruction"], capitalizes=True)}),
     load=load,
     files={
         "annotations": "TextVQA_0.5.1_val.json",

@@ -18,7 +18,8 @@ from flamingo_lite.evaluation.tasks.task import Items, Task
 
 INSTRUCTED = Wording(
     "{question}\nWhen the provided information is insufficient, respond with 'Unanswerable'.\n"
-    "Answer the question using a single word or phrase."
+    "Answer the question using a single word or phrase.",
+    capitalizes=True,
 )
 
 
@@ -40,7 +41,7 @@ def _examples(path: str, images: str) -> list[Example]:
             )
         answers = given_answers(record.fields["answers"], record.where)
         name = record.fields["image"]
-        question = record.fields["question"].capitalize()
+        question = record.fields["question"]
         image = image_at(images, name, record.where)
         found.append(Example(name, (image,), question, most_frequent(answers), answers))
     return found
