@@ -104,7 +104,8 @@ class Session:
 
 def converse(session: Session) -> None:
     """Answers the lines of the input. At a terminal a line that fails is told of and the conversation goes on;
-    otherwise nobody would notice, and the failure ends it. Errors: `FlamingoError`."""
+    otherwise nobody would notice, and the failure ends it. Ctrl-C there ends an answer, and no turn has been. Errors:
+    `FlamingoError`."""
     is_terminal = sys.stdin.isatty()
     if is_terminal:
         print(f"A line is a question, or one of {', '.join(COMMANDS)}.", file=sys.stderr)
@@ -116,6 +117,10 @@ def converse(session: Session) -> None:
             if not is_terminal:
                 raise
             print(f"{PREFIX}{error}", file=sys.stderr)
+        except KeyboardInterrupt:
+            if not is_terminal:
+                raise
+            print()
 
 
 def lines(is_terminal: bool) -> Iterator[str]:

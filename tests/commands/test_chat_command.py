@@ -118,3 +118,32 @@ def test_what_cannot_be_is_one_line_and_exit_code_2(
 def test_an_answer_cannot_steer_the_terminal(capsys: pytest.CaptureFixture[str]) -> None:
     show("red \x1b[31m\x07 line\n\ttab")
     assert capsys.readouterr().out == "red [31m line\n\ttab"
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+def test_at_a_terminal_a_line_that_fails_is_told_of_and_the_next_one_answered(
+    say: Say, checkpoint: str, monkeypatch: pytest.MonkeyPatch, model: VisionLanguageModel,
+    processor: VisionLanguageProcessor, capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    monkeypatch.setattr("sys.stdin", Terminal("/image /nowhere.png\nwhat?\n"))
+    assert cli.main(["chat", "--max-new-tokens", "3", "--device", "cpu", "--checkpoint", checkpoint]) == 0
+    captured = capsys.readouterr()
+    assert "/nowhere.png" in captured.err.splitlines()[-1]
+    assert captured.out.replace("> ", "") == asked(model, processor, [["what?"]]) + "\n"
+
+
+def test_questions_that_are_no_utf_8_are_one_line(
+    say: Say, checkpoint: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(b"\xff\n"), encoding="utf-8"))
+    assert cli.main(["chat", "--device", "cpu", "--checkpoint", checkpoint]) == 2
+    assert "the questions are no UTF-8" in capsys.readouterr().err
+
+
+def test_a_system_message_needs_a_model_tuned_on_conversations(say: Say, checkpoint: str) -> None:
+    code, _, err = say(["--checkpoint", checkpoint, "--system", "Be brief."])
+    assert code == 2 and "not tuned on conversations" in err
