@@ -23,9 +23,10 @@ def items(tmp_path: Path) -> Items:
 
 
 def pair(items: Items, first: list[str], second: list[str]) -> list[list[dict[str, Any]]]:
-    targets = [items.query("test", i).answer for i in range(2)]
+    """Both models' samples of problem 5, whose choice 1 is right, and of problem 6, whose choice 0 is."""
+    numbers = sorted(range(2), key=lambda i: items.query("test", i).id)
     return [
-        [sample(i, raw, targets[i], model) for i, raw in enumerate(raws)]
+        [sample(i, raw, items.query("test", i).answer, model) for i, raw in zip(numbers, raws, strict=True)]
         for model, raws in (("ours", first), ("text", second))
     ]
 
@@ -39,7 +40,6 @@ def test_the_teacher_sees_the_question_and_both_answers_and_decides(items: Items
 
     ours, second = pair(items, ["A", "The answer is A."], ["The answer is B.", ""])
     decided = judge_science_qa(ours, second, items, Asker(Rule("judge", decide), concurrency=1))
-    # Problem 5 has choice 1 right, problem 6 choice 0.
     assert outcome(decided) == [("judge", "B", 1.0), ("judge", "B", 0.0)]
     assert [message.role for message in shown[0]] == ["system", "user"]
     assert shown[0][1].text == (

@@ -19,6 +19,7 @@ from flamingo_lite.evaluation.metrics.vl_icl import (
     vl_icl_yes_no,
     vl_icl_yes_or_no,
 )
+from flamingo_lite.evaluation.tasks import items_of
 from tests.parity.metric_references import ANSWERS
 
 
@@ -92,9 +93,12 @@ def test_yes_and_no_are_words_by_hand(text: str, said: str | None) -> None:
 
 
 def prompt(task: str, style: str, shots: int, root: Path, selector: str = "random") -> str:
+    """Of the first query of the file."""
     files = {task: make_files(task, root)}
+    items = items_of(task, files)
+    number = next(i for i in range(items.count("test") or 0) if items.query("test", i).id == "query/0")
     setting = Setting(task, "test", style, "standard", shots, selector)
-    document = build_prompt(setting, 0, 0, files).document
+    document = build_prompt(setting, number, 0, files).document
     return "".join(
         s.text + ("<|endofchunk|>" if s.ends_chunk else "") if isinstance(s, Text) else "<image>"
         for s in document

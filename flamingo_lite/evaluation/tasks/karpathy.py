@@ -12,7 +12,7 @@ from flamingo_lite.evaluation.demonstrations import Example
 from flamingo_lite.evaluation.metrics import Scored
 from flamingo_lite.evaluation.metrics.captions import bleu, cider_d, document_frequency, rouge_l
 from flamingo_lite.evaluation.metrics.ptb import TokenizedCaptions, tokenize_captions
-from flamingo_lite.evaluation.tasks.files import CONTROLS, Wording, image_at, records, worded
+from flamingo_lite.evaluation.tasks.files import CONTROLS, Wording, image_at, mixed, records, worded
 from flamingo_lite.evaluation.tasks.task import Answer, Items, Style, Task, listed
 
 WORDINGS = {
@@ -29,7 +29,7 @@ def load(files: Mapping[str, str]) -> Items:
     """Errors: `FlamingoError` for a file of another kind, and an image that is not there."""
     by_split = _examples(files["annotations"], files["images"])
     support = [example for split in SUPPORT for example in by_split.get(split, [])]
-    queries = {split: by_split[split] for split in SPLITS if split in by_split}
+    queries = {split: mixed(by_split[split]) for split in SPLITS if split in by_split}
     if not queries:
         raise FlamingoError(f"{files['annotations']}: has images of neither {' nor '.join(SPLITS)}")
     return listed(queries, dict.fromkeys(queries, support))

@@ -24,7 +24,7 @@ from flamingo_lite.evaluation.demonstrations import Example
 from flamingo_lite.evaluation.metrics import Scored
 from flamingo_lite.evaluation.metrics.choices import science_qa
 from flamingo_lite.evaluation.metrics.science_qa import ScienceQaPart, science_qa_figures
-from flamingo_lite.evaluation.tasks.files import CONTROLS, Record, image_at, records, segments
+from flamingo_lite.evaluation.tasks.files import CONTROLS, Record, image_at, mixed, records, segments
 from flamingo_lite.evaluation.tasks.task import Answer, Items, Segments, Style, Task, listed
 
 SPLITS = {"test": "4,241 questions", "val": "4,241 questions", "minitest": "1,000 questions of test"}
@@ -49,7 +49,7 @@ def load(files: Mapping[str, str]) -> Items:
         raise FlamingoError(
             f"{folder / 'problems.json'}: has no problem {missing[0]}, which pid_splits.json names"
         )
-    queries = {name: [problems[pid] for pid in splits[name]] for name in SPLITS if name in splits}
+    queries = {name: mixed([problems[pid] for pid in splits[name]]) for name in SPLITS if name in splits}
     support = [problems[pid] for pid in splits.get("train", ())]
     return listed(queries, dict.fromkeys(queries, support))
 

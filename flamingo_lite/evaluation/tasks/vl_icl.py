@@ -29,6 +29,7 @@ from flamingo_lite.evaluation.tasks.files import (
     Wording,
     image_at,
     known_choice,
+    mixed,
     one_split,
     records,
     worded,
@@ -150,10 +151,12 @@ def _by_query(queries: Sequence[Example], supports: Sequence[Support]) -> Items:
     """Items in which every query has a support of its own."""
     if not queries:
         raise FlamingoError("query.json has no queries; expected at least one")
+    ordered = mixed(queries)
+    support_of = {query.id: support for query, support in zip(queries, supports, strict=True)}
     return Items(
-        query=lambda split, query_id: queries[query_id],
-        support=lambda split, query_id: supports[query_id],
-        count=lambda split: len(queries),
+        query=lambda split, query_id: ordered[query_id],
+        support=lambda split, query_id: support_of[ordered[query_id].id],
+        count=lambda split: len(ordered),
     )
 
 
