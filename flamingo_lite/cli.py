@@ -13,6 +13,7 @@ from typing import NoReturn
 
 import flamingo_lite
 from flamingo_lite.commands import (
+    chat,
     compare,
     dashboard,
     data_check,
@@ -49,6 +50,7 @@ COMMANDS: dict[str, ModuleType] = {
     "train": train,
     "eval": evaluate,
     "eval judge": judge,
+    "chat": chat,
     "compare": compare,
     "report": report,
     "export": export,

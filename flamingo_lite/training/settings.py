@@ -190,14 +190,13 @@ class TrainingConfig:
             )
 
 
-def torch_device(accelerator: str) -> torch.device:
-    """The device that Lightning's name for it means; "auto" takes the fastest that there is."""
+def torch_device(accelerator: str, setting: str = "trainer.accelerator=") -> torch.device:
+    """The device that Lightning's name for it means; "auto" takes the fastest that there is. `setting`: what named
+    it, for the message."""
     if accelerator in ("auto", "gpu", "cuda") and torch.cuda.is_available():
         return torch.device("cuda")
     if accelerator in ("auto", "gpu", "mps") and torch.backends.mps.is_available():
         return torch.device("mps")
     if accelerator in ("auto", "cpu"):
         return torch.device("cpu")
-    raise FlamingoError(
-        f"trainer.accelerator={accelerator}: there is no such device here; auto or cpu will do"
-    )
+    raise FlamingoError(f"{setting}{accelerator}: there is no such device here; auto or cpu will do")
