@@ -14,7 +14,7 @@ from torch import Tensor
 ROOT = -1
 """The node that stands for the prompt itself."""
 
-NODES_AT_ONCE = 1024
+NODES_AT_ONCE = 256
 
 
 @dataclass(frozen=True)
