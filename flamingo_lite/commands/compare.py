@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
     from flamingo_lite.config import Config
     from flamingo_lite.document import Document
+    from flamingo_lite.processing import VisionLanguageProcessor
     from flamingo_lite.training.comparison import SystemPlan
 
 SUMMARY = "train systems on one budget, evaluate them on the same prompts, report the differences"
@@ -35,8 +36,7 @@ USAGE = "KEY=VALUE"
 
 EXPERIMENT = "experiment=compare"
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
-SYSTEMS = "systems.json"
-COST_PROMPTS = 4
+COST_PROMPTS = 2
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -69,8 +69,7 @@ def compose(words: "Sequence[str]") -> "tuple[Config, dict[str, Config]]":
     chosen, common, own = sorted_words(words)
     base = load_config([*([] if any(w.startswith("experiment=") for w in common) else [EXPERIMENT]), *common])
     known = base.compare.systems
-    systems = {name: (preset, []) for name, preset in chosen.items()}
-    systems = systems or {name: (entry.preset, []) for name, entry in known.items()}
+    systems = chosen or {name: entry.preset for name, entry in known.items()}
     if len(systems) < 2:
         raise FlamingoError(
             f"a comparison needs two systems, got {', '.join(systems) or 'none'}; name presets of model= or experiment="
@@ -79,7 +78,7 @@ def compose(words: "Sequence[str]") -> "tuple[Config, dict[str, Config]]":
         if name not in systems:
             raise unknown("system", name, systems)
     configs = {}
-    for name, (preset, _) in systems.items():
+    for name, preset in systems.items():
         entry = known.get(name)
         given = entry.overrides if entry is not None and entry.preset == preset else []
         configs[name] = _config_of(name, preset, [*common, *given, *own.get(name, [])], base)
@@ -131,6 +130,7 @@ def compare(base: "Config", systems: "Mapping[str, Config]", console: "Console",
     import torch
 
     from flamingo_lite.data.make import available_cores
+    from flamingo_lite.evaluation.comparison_folder import report_systems
     from flamingo_lite.training.comparison import folder_of, plan_systems
 
     output = Path(base.output)
@@ -151,7 +151,9 @@ def compare(base: "Config", systems: "Mapping[str, Config]", console: "Console",
     _run_all(runs, jobs, console)
     torch.set_num_threads(base.trainer.threads or available_cores())
     _write_systems(output, base, plans, console)
-    return _report(output, console)
+    path = report_systems(output)
+    console.print(f"the report: [bold]{path}[/bold]", highlight=False, soft_wrap=True)
+    return path
 
 
 def systems_table(plans: "Mapping[str, SystemPlan]") -> "Table":
@@ -187,7 +189,8 @@ def systems_table(plans: "Mapping[str, SystemPlan]") -> "Table":
 def delete_products(output: Path, systems: "Mapping[str, Any]") -> None:
     """Deletes what a comparison of `systems` makes, by name, and nothing else that may lie in the folder."""
     from flamingo_lite.commands.quickstart import delete
-    from flamingo_lite.evaluation.report import PLOTS, REPORT, TABLES
+    from flamingo_lite.evaluation.comparison_folder import SYSTEMS
+    from flamingo_lite.evaluation.comparison_report import PLOTS, REPORT, TABLES
 
     delete(output, (*systems, "shards", SYSTEMS, REPORT, PLOTS, TABLES))
 
@@ -262,26 +265,47 @@ def run_quietly(config: "Config") -> float:
 
 def run_one(config: "Config", console: "Console") -> None:
     """Trains, and evaluates what came of it, unless both is done with these settings."""
+    from flamingo_lite.checkpoints.io import load_processor
     from flamingo_lite.commands.evaluate import evaluate_model
     from flamingo_lite.training.stages import run_stage
 
     directory = run_stage(config, console)
-    if not is_evaluated(config, directory):
-        evaluate_model(config, console)
+    for rendering in renderings_of(load_processor(directory)):
+        asked = dataclasses.replace(
+            config,
+            eval=dataclasses.replace(config.eval, rendering=rendering),
+            checkpoint=str(directory),
+            output=str(Path(config.output) / rendering),
+        )
+        forget_other_answers(asked)
+        evaluate_model(asked, console)
 
 
-def is_evaluated(config: "Config", directory: Path) -> bool:
-    """Do the results in the run's folder answer this evaluation of this very model?"""
-    from flamingo_lite.commands.evaluate import weights_sha256
-    from flamingo_lite.evaluation.results import RESULTS, SAMPLES, load_results, sha256_of_json
+def renderings_of(processor: "VisionLanguageProcessor") -> list[str]:
+    """How a model is shown prompts: one that was tuned on conversations as turns, and as one turn."""
+    return ["interleaved"] if processor.template.conversation is None else ["turns", "one_turn"]
+
+
+def forget_other_answers(config: "Config") -> None:
+    """Deletes from `config.output` the answers to other questions, or of another model; the same ones are kept."""
+    import json
+
+    from flamingo_lite.commands.evaluate import subjects_of
+    from flamingo_lite.commands.quickstart import delete
+    from flamingo_lite.evaluation import journal
+    from flamingo_lite.evaluation.results import RESULTS, SAMPLES, load_results
+    from flamingo_lite.evaluation.runner import identity_of
 
     output = Path(config.output)
-    if not (output / RESULTS).is_file() or not (output / SAMPLES).is_file():
-        return False
-    results = load_results(output)
-    shas = {model.get("checkpoint_sha") for model in results["models"].values()}
-    is_same = results.get("config_sha") == sha256_of_json(dataclasses.asdict(config.eval))
-    return is_same and shas == {weights_sha256(directory)}
+    begun = output / journal.FOLDER / journal.IDENTITY
+    if (output / RESULTS).is_file():
+        found = load_results(output).get("identity")
+    elif begun.is_file():
+        found = json.loads(begun.read_text(encoding="utf-8"))
+    else:
+        return
+    if found != identity_of(subjects_of(config, 1), config.eval):
+        delete(output, (RESULTS, SAMPLES, journal.FOLDER))
 
 
 def _write_systems(
@@ -291,6 +315,7 @@ def _write_systems(
     import json
 
     from flamingo_lite.checkpoints.io import load
+    from flamingo_lite.evaluation.comparison_folder import SYSTEMS
     from flamingo_lite.evaluation.results import write_atomically
     from flamingo_lite.training.comparison import folder_of
     from flamingo_lite.training.cost import measure_cost
@@ -305,6 +330,7 @@ def _write_systems(
         console.print(f"measuring what an answer costs {name}", highlight=False)
         described[name] = {
             "runs": [str(run.relative_to(output)) for run in runs],
+            "renderings": renderings_of(processor),
             "seeds": list(base.compare.seeds),
             "fusion": plan.config.model.fusion.name,
             "parameters": plan.parameters,
@@ -330,7 +356,10 @@ def cost_prompts(base: "Config") -> "list[Document]":
         key=lambda setting: setting.shots,
     )
     number = min(COST_PROMPTS, base.eval.queries)
-    return [build_prompt(longest, query_id, base.eval.seeds[0]).document for query_id in range(number)]
+    return [
+        build_prompt(longest, query_id, base.eval.seeds[0], base.eval.files).document
+        for query_id in range(number)
+    ]
 
 
 def _training_seconds(run: Path) -> float:
@@ -339,7 +368,3 @@ def _training_seconds(run: Path) -> float:
     from flamingo_lite.training.beginning import SUMMARY as TRAINING
 
     return float(json.loads((run / TRAINING).read_text())["seconds"])
-
-
-def _report(output: Path, console: "Console") -> Path:
-    return output

@@ -150,6 +150,7 @@ def conclude(config: "Config", console: "Console", seconds: float) -> None:
     for what, where in (
         ("the report", (output / "report.html").absolute()),
         ("evaluate again", f"flamingo-lite eval {shlex.quote(f'checkpoint={model}')} output=outputs/eval"),
+        ("against LLaVA", "flamingo-lite compare"),
         ("load the model", f"fl.load({str(model)!r})"),
         ("read the code", READING_ORDER),
     ):
@@ -205,5 +206,5 @@ STEPS = (
     Step("data", "drawing documents", _make, _data_settings, ("shards",)),
     Step("train", "training the join", _train, _train_settings, TRAINED),
     Step("eval", "evaluating", _evaluate, _eval_settings, ("results.json", "samples.jsonl", ".answers")),
-    Step("report", "writing the report", _report, _report_settings, ("report.html", "plots")),
+    Step("report", "writing the report", _report, _report_settings, ("report.html", "plots", "tables")),
 )

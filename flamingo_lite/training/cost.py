@@ -4,7 +4,6 @@ A prompt is answered with few and with many tokens; the difference is what the t
 """
 
 import gc
-import statistics
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -21,7 +20,7 @@ from flamingo_lite.training.flops import FlopsByPart
 from flamingo_lite.training.live_bytes import LiveBytes
 
 FEW, MANY = 1, 17
-REPEATS = 5
+REPEATS = 3
 
 
 @dataclass(frozen=True)
@@ -47,7 +46,8 @@ class Cost:
 def measure_cost(
     model: VisionLanguageModel, processor: VisionLanguageProcessor, prompts: Sequence[Document]
 ) -> Cost:
-    """The cost of answering `prompts`, on the device where the model is; seconds are medians of a few runs."""
+    """The cost of answering `prompts`, on the device where the model is; seconds are those of the fastest of a few runs,
+    which other work on the machine has disturbed least."""
 
     def answer(tokens: int) -> None:
         for prompt in prompts:
@@ -82,7 +82,7 @@ def _measured(run: Callable[[], None]) -> tuple[float, float]:
         began = time.perf_counter()
         run()
         times.append(time.perf_counter() - began)
-    return float(sum(counter.flops.values())), statistics.median(times)
+    return float(sum(counter.flops.values())), min(times)
 
 
 def _bytes(
