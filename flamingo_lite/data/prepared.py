@@ -40,10 +40,12 @@ class PreparedBatch:
     """`batch`, its images uint8 until `to` normalises them; and beside it for each position the number of its source and
     what it counts in the loss (None: all 1).
 
-    `samples`: the documents of the batch; `rejects`: those that are missing from it; `outcomes`: for all of them in
-    the plan's order, whether each was used. `capacity`: the positions that its rows could have held, None where
-    rows are not packed. `cut`: documents whose last turns were left out. `position`: where the run stands after this
-    batch, None inside an accumulated step. `known`: the features of images that a cache has; their pixels are 0.
+    `samples`: the documents of the batch; `rejects`: those that are missing from it; `outcomes`: for all of them in the
+    plan's order, whether each was used. `capacity`: the positions that its rows could have held, None where rows are
+    not packed. `cut`: documents whose last turns were left out. `trained`: the trained-on tokens of each source;
+    `step_trained`: the same of all the batches that this rank adds up to a step, where that was asked for. `position`:
+    where the run stands after this batch, None inside an accumulated step. `known`: the features of images that a cache
+    has; their pixels are 0.
     """
 
     batch: Batch
@@ -56,6 +58,8 @@ class PreparedBatch:
     capacity: int | None = None
     tokens: int = 0
     cut: int = 0
+    trained: tuple[int, ...] = ()
+    step_trained: tuple[int, ...] = ()
     position: Position | None = None
     known: KnownFeatures | None = None
 

@@ -172,8 +172,17 @@ class Reader(Dataset[PreparedBatch | str]):
         tokens = sum(len(reading.encoded) for reading in readings)
         used = tuple(reading.used for reading in readings)
         cut = sum(reading.encoded.cut > 0 for reading in readings)
+        of_trained = ids[:, 1:][batch.labels[:, 1:] != IGNORED]
+        trained = torch.bincount(of_trained, minlength=len(self.sources)).tolist()
         return PreparedBatch(
-            batch, self.processor.image_transform, ids, weights, used, tokens=tokens, cut=cut
+            batch,
+            self.processor.image_transform,
+            ids,
+            weights,
+            used,
+            tokens=tokens,
+            cut=cut,
+            trained=tuple(trained),
         )
 
     def _nothing(self, is_packed: bool) -> PreparedBatch:
@@ -183,7 +192,8 @@ class Reader(Dataset[PreparedBatch | str]):
         ids = torch.full_like(batch.input_ids, NO_SOURCE)
         is_weighed = any(source.loss_weight != 1 for source in self.sources)
         weights = torch.zeros(ids.shape) if is_weighed else None
-        return PreparedBatch(batch, self.processor.image_transform, ids, weights)
+        nothing = (0,) * len(self.sources)
+        return PreparedBatch(batch, self.processor.image_transform, ids, weights, trained=nothing)
 
     def _reject(self, slot: Slot, key: str | None, error: SampleError) -> Reject:
         source = self.sources[slot.source]

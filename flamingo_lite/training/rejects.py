@@ -3,7 +3,6 @@
 Every rank counts its own; `gather` adds the ranks up at steps that all of them know, so that all of them stop together.
 """
 
-import json
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from itertools import chain, zip_longest
@@ -14,7 +13,7 @@ import torch.distributed as distributed
 
 from flamingo_lite.data.prepared import PreparedBatch
 from flamingo_lite.errors import FlamingoError
-from flamingo_lite.evaluation.results import write_atomically
+from flamingo_lite.training.beside import Beside, LineFile
 
 SEEN_FIRST = 1000
 """Documents that are seen before a share of them says anything."""
@@ -27,8 +26,14 @@ class Consumption:
     `most_share`, `most_in_a_row`: rejects beyond either stop the run.
     """
 
-    def __init__(self, directory: Path | None, most_share: float, most_in_a_row: int) -> None:
-        self.directory = directory
+    def __init__(
+        self,
+        directory: Path | None,
+        most_share: float,
+        most_in_a_row: int,
+        beside: Beside | None = None,
+    ) -> None:
+        self.file = None if directory is None else LineFile(directory / REJECTS, beside or Beside())
         self.most_share = most_share
         self.most_in_a_row = most_in_a_row
         self.documents = 0  # seen, used or not
@@ -51,11 +56,8 @@ class Consumption:
                 self._own_filled[0] + batch.tokens,
                 self._own_filled[1] + batch.capacity,
             )
-        if self.directory is not None and batch.rejects:
-            lines = (json.dumps({"step": step, **reject._asdict()}) + "\n" for reject in batch.rejects)
-            # One write in append mode: the lines of several ranks do not run into each other.
-            with (self.directory / REJECTS).open("a", encoding="utf-8") as file:
-                file.write("".join(lines))
+        if self.file is not None and batch.rejects:
+            self.file.add({"step": step, **reject._asdict()} for reject in batch.rejects)
 
     def gather(self) -> None:
         """Adds up what all ranks took since the last time; every rank calls it at the same step.
@@ -129,16 +131,3 @@ def in_order(outcomes: Sequence[Sequence[tuple[bool, ...]]]) -> Iterable[bool]:
     """The outcomes of all ranks in the order of the plan: the ranks take turns, batch after batch."""
     for turn in zip_longest(*outcomes, fillvalue=()):
         yield from chain.from_iterable(turn)
-
-
-def drop_rejects_after(directory: Path, step: int) -> None:
-    """Removes what was written down by steps that will be taken again."""
-    path = directory / REJECTS
-    if not path.exists():
-        return
-    lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
-    kept = [line for line in lines if line.endswith("\n") and json.loads(line)["step"] <= step]
-    if kept:
-        write_atomically(path, "".join(kept).encode())
-    else:
-        path.unlink()
