@@ -58,12 +58,13 @@ class Image:
     """An encoded image (JPEG, PNG or WebP), from a path, bytes, or a PIL image (which becomes PNG at once).
 
     `words` says what the image shows, `name` where it came from, for messages. Neither is part of its
-    identity: images are equal when their bytes are. A path is read once, when the bytes are first needed.
-    `max_pixels`: above it the image is refused before it is decoded.
+    identity: images are equal when their bytes are. A path is read once, when the bytes are first needed, or with
+    `keeps_data=False` whenever they are, for more images than memory holds. `max_pixels`: above it the image is
+    refused before it is decoded.
     Errors: `FlamingoError` for any other source.
     """
 
-    __slots__ = ("_data", "_id", "_max_pixels", "_name", "_path", "words")
+    __slots__ = ("_data", "_id", "_keeps_data", "_max_pixels", "_name", "_path", "words")
 
     def __init__(
         self,
@@ -71,9 +72,11 @@ class Image:
         words: str | None = None,
         name: str | None = None,
         max_pixels: int = MAX_PIXELS,
+        keeps_data: bool = True,
     ) -> None:
         self.words = words
         self._name = name
+        self._keeps_data = keeps_data
         self._max_pixels = max_pixels
         self._path: Path | None = None
         self._data: bytes | None = None
@@ -93,10 +96,13 @@ class Image:
     @property
     def data(self) -> bytes:
         """The encoded bytes. Errors: `SampleError` naming a path that cannot be read."""
-        if self._data is None:
-            assert self._path is not None
-            self._data = _read(self._path)
-        return self._data
+        if self._data is not None:
+            return self._data
+        assert self._path is not None
+        data = _read(self._path)
+        if self._keeps_data:
+            self._data = data
+        return data
 
     @property
     def id(self) -> str:
@@ -168,11 +174,13 @@ class Document(Sequence["Text | Image"]):
         return tuple(s for s in self._segments if isinstance(s, Text))
 
     def text_twin(self) -> "Document":
-        """The document with every image replaced by what it shows: `Text("[" + words + "]", loss=False)`.
+        """The document with every image replaced by what it shows: `Text("[" + words + "]", loss=False)`, said by the
+        user where the texts have roles.
 
         Errors: `FlamingoError` for an image without words.
         """
-        twin = [_in_words(s) if isinstance(s, Image) else s for s in self._segments]
+        role = "user" if any(text.role is not None for text in self.texts) else None
+        twin = [_in_words(s, role) if isinstance(s, Image) else s for s in self._segments]
         return Document(twin, self._meta, self.name)
 
     @overload
@@ -398,9 +406,9 @@ def _segment(position: int, segment: "Text | Image | str") -> "Text | Image":
     return segment
 
 
-def _in_words(image: Image) -> Text:
+def _in_words(image: Image, role: str | None) -> Text:
     if image.words is None:
         raise FlamingoError(
             f"{image.name} has no words, so its document has no text twin: give Image(..., words=...)"
         )
-    return Text(f"[{image.words}]", loss=False)
+    return Text(f"[{image.words}]", loss=False, role=role)

@@ -162,6 +162,8 @@ class VisionLanguageProcessor(ProcessorMixin):
             raise FlamingoError(f"padding_side is {padding_side!r}; expected left or right")
         if places is not None and padding_side == "left":
             raise FlamingoError("packed rows are padded on the right; ask for padding_side='right'")
+        for document in encoded:
+            _check_marks(document, self.image_token_id, self.template.image_tokens)
         lengths = [len(document) for document in encoded]
         located = [(row, 0) for row in range(len(encoded))] if places is None else places
         numbers, owners = _number_images(encoded, distinct_images)
@@ -312,6 +314,15 @@ def _image_groups(images: Any, marks: list[int]) -> list[list[Any]]:
     # A flat list is dealt out by the marks; the last text gets what is left, so that a surplus is noticed.
     ends = [sum(marks[: i + 1]) for i in range(len(marks) - 1)]
     return [list(images[a:b]) for a, b in zip([0, *ends], [*ends, len(images)], strict=True)]
+
+
+def _check_marks(document: Encoded, image_token_id: int, image_tokens: int) -> None:
+    marks = document.input_ids.count(image_token_id)
+    if marks != len(document.images) * image_tokens:
+        raise FlamingoError(
+            f"{document.name}: {marks} {IMAGE_TOKEN} ids for {len(document.images)} images; expected {image_tokens} for "
+            "each (template.image_tokens): encode it with the processor that belongs to the model"
+        )
 
 
 def _number_images(

@@ -171,7 +171,6 @@ class Reader(Dataset[PreparedBatch | str]):
             weights = torch.tensor([*(source.loss_weight for source in self.sources), 0.0])[ids]
         tokens = sum(len(reading.encoded) for reading in readings)
         used = tuple(reading.used for reading in readings)
-        cut = sum(reading.encoded.cut > 0 for reading in readings)
         of_trained = ids[:, 1:][batch.labels[:, 1:] != IGNORED]
         trained = torch.bincount(of_trained, minlength=len(self.sources)).tolist()
         return PreparedBatch(
@@ -181,8 +180,8 @@ class Reader(Dataset[PreparedBatch | str]):
             weights,
             used,
             tokens=tokens,
-            cut=cut,
             trained=tuple(trained),
+            cut=sum(reading.encoded.cut > 0 for reading in readings),
         )
 
     def _nothing(self, is_packed: bool) -> PreparedBatch:

@@ -15,10 +15,10 @@ import numpy as np
 import torch
 
 from flamingo_lite.document import Document
+from flamingo_lite.evaluation.answering import ModelAnswers
 from flamingo_lite.evaluation.grid import EvaluationConfig
 from flamingo_lite.evaluation.panels import column_part
 from flamingo_lite.evaluation.runner import evaluate
-from flamingo_lite.generation.generate import generate
 from flamingo_lite.models.model import VisionLanguageModel
 from flamingo_lite.processing import VisionLanguageProcessor
 from flamingo_lite.training.beside import Beside
@@ -116,19 +116,10 @@ def few_shot(
     def run(model: VisionLanguageModel, step: int, together: bool) -> Row:
         options: dict[str, Any] = {"synced_gpus": True} if together else {}
 
-        def answer(documents: Sequence[Document], max_new_tokens: int) -> list[str]:
-            return generate(
-                model,
-                processor,
-                documents,
-                max_new_tokens=max_new_tokens,
-                batch_size=config.batch_size,
-                **options,
-            )
-
         folder = None if directory is None else directory / FEW_SHOT / f"step-{step:08d}"
+        asked = ModelAnswers(model, processor, config.batch_size, options=options)
         with beside.writing(f"{directory}/{FEW_SHOT}"):
-            return few_shot_columns(evaluate(answer, config, folder))
+            return few_shot_columns(evaluate(asked.generate, config, folder, rank=asked.rank))
         return {}
 
     return run

@@ -28,15 +28,16 @@ GRACE = 20.0
 """Seconds that ranks get to end by themselves after one of them has failed."""
 
 
-def launch(settings: str, devices: int) -> None:
-    """Trains with `settings` (YAML) on `devices` ranks of this machine; returns when all have finished.
+def launch(settings: str, devices: int, what: str = "train") -> None:
+    """Runs the command `what` with `settings` (YAML) on `devices` ranks of this machine; returns when all have
+    finished.
 
     Errors: `FlamingoError` with the cause when one fails or dies, `Interrupted` when a signal stopped them.
     """
     with tempfile.TemporaryDirectory(prefix="flamingo_lite-") as folder:
         path = Path(folder) / "config.yaml"
         path.write_text(settings)
-        command = [sys.executable, "-m", "flamingo_lite", "train", "--config", str(path)]
+        command = [sys.executable, "-m", "flamingo_lite", what, "--config", str(path)]
         supervise([command] * devices)
 
 

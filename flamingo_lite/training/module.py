@@ -20,6 +20,7 @@ from flamingo_lite.data.prepared import PreparedBatch
 from flamingo_lite.errors import FlamingoError
 from flamingo_lite.models.model import VisionLanguageModel
 from flamingo_lite.models.policy import frozen_sha256
+from flamingo_lite.models.prefix_fusion import MarksError
 from flamingo_lite.nn.whole import whole
 from flamingo_lite.training.features import complete
 from flamingo_lite.training.loss_means import SourceMeans, trained_items
@@ -111,7 +112,10 @@ class TrainingModule(lightning.LightningModule):
         features = None
         if self.features is not None and prepared.known is not None:
             features = complete(self.model, self.features, prepared.known, batch.pixel_values)
-        found = self.model(**batch, loss_weights=weights, num_items=1, vision_features=features)
+        try:
+            found = self.model(**batch, loss_weights=weights, num_items=1, vision_features=features)
+        except MarksError as error:
+            raise FlamingoError(f"sample {', '.join(prepared.names_of_row(error.row))}: {error}") from error
         loss = found.loss
         self._losses.append(loss.detach())
         self._sample_names.append(["/".join(sample) for sample in prepared.samples])

@@ -53,9 +53,9 @@ class StageConfig:
     refused by name where the language model cannot keep them apart. `row_length`: tokens of such a row (by default
     `max_length`; a longer document has a row to itself); `images_per_row`: at most (by default without limit);
     `pack_window`: consecutive documents that are packed together.
-    `template`: fields of the model's template that the stage changes (conversation: v1); they are saved with the model.
     `loss_mean`: "tokens": every trained-on token of a step counts its source's loss_weight, and the loss is their weighted
     mean; "sources": the mean over each source's tokens, times its loss_weight, added up.
+    `template`: fields of the model's template that the stage changes (conversation: v1); they are saved with the model.
     `policy`: what trains, unless empty in place of the model's own policy (model.policy, or that of `start`).
     `samples`: how many documents the model continues for the table of samples, every `samples_every` steps and at the
     end (0: at the end alone). `evaluate_every`: after how many steps the few-shot `evaluation` is run, and at the end
@@ -183,16 +183,20 @@ class TrainingConfig:
                 "that knows its images would leave the others waiting; use trainer.strategy=ddp, or "
                 "data.features.directory=null"
             )
+        if self.trainer.strategy == "fsdp2" and self.stage.optimizer.muon_factor is not None:
+            raise FlamingoError(
+                "stage.optimizer.muon_factor does not go with trainer.strategy=fsdp2, where a rank has only a part of each "
+                "matrix; use trainer.strategy=ddp, or muon_factor=null"
+            )
 
 
-def torch_device(accelerator: str) -> torch.device:
-    """The device that Lightning's name for it means; "auto" takes the fastest that there is."""
+def torch_device(accelerator: str, setting: str = "trainer.accelerator=") -> torch.device:
+    """The device that Lightning's name for it means; "auto" takes the fastest that there is. `setting`: what named
+    it, for the message."""
     if accelerator in ("auto", "gpu", "cuda") and torch.cuda.is_available():
         return torch.device("cuda")
     if accelerator in ("auto", "gpu", "mps") and torch.backends.mps.is_available():
         return torch.device("mps")
     if accelerator in ("auto", "cpu"):
         return torch.device("cpu")
-    raise FlamingoError(
-        f"trainer.accelerator={accelerator}: there is no such device here; auto or cpu will do"
-    )
+    raise FlamingoError(f"{setting}{accelerator}: there is no such device here; auto or cpu will do")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from typing import Protocol
 
+from flamingo_lite.data.synthetic.conversations import captions, two_images, visual_instructions
 from flamingo_lite.data.synthetic.naming import naming
 from flamingo_lite.data.synthetic.operators import (
     operator_induction,
@@ -30,4 +31,7 @@ FAMILIES: dict[str, Family] = {
     "reading": reading,
     "scenes": scenes,
     "naming": naming,
+    "captions": captions,
+    "visual_instructions": visual_instructions,
+    "two_images": two_images,
 }

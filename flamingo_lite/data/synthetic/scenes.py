@@ -1,11 +1,15 @@
-"""Scenes of coloured shapes: caption, count, existence, comparison."""
+"""Scenes of coloured shapes: caption, count, existence, comparison.
+
+A fifth of all scenes with two things or more, by what they show, is held out: no family draws one for training.
+"""
 
 from __future__ import annotations
 
 import functools
+import hashlib
 import math
 import random
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import PIL.Image
 from PIL import ImageDraw
@@ -27,21 +31,35 @@ Thing = tuple[str, str]
 """(colour, shape)"""
 
 MAX_THINGS = 6
+HELD_OUT_SHARE = 5
+"""One scene in so many is held out."""
 
 
 def things(generator: random.Random, most: int = MAX_THINGS) -> list[Thing]:
-    """One to `most` things, some of them alike, so that counts exceed one."""
-    number = generator.randint(1, most)
-    colours = generator.sample(list(COLOURS), generator.randint(1, 3))
-    shapes = generator.sample(SHAPES, generator.randint(1, 3))
-    return [(generator.choice(colours), generator.choice(shapes)) for _ in range(number)]
+    """One to `most` things, some of them alike, so that counts exceed one; never a held-out scene."""
+    while True:
+        number = generator.randint(1, most)
+        colours = generator.sample(list(COLOURS), generator.randint(1, 3))
+        shapes = generator.sample(SHAPES, generator.randint(1, 3))
+        content = [(generator.choice(colours), generator.choice(shapes)) for _ in range(number)]
+        if not is_held_out(content):
+            return content
+
+
+def is_held_out(content: Sequence[Thing]) -> bool:
+    """Whether no training picture shows exactly these things. One thing alone never is: there are thirty of those."""
+    digest = hashlib.sha256(in_order(content).encode()).digest()
+    return len(content) > 1 and int.from_bytes(digest[:4]) % HELD_OUT_SHARE == 0
+
+
+def in_order(content: Sequence[Thing]) -> str:
+    """The things in words, in a fixed order: "blue star, red circle"."""
+    return ", ".join(f"{colour} {shape}" for colour, shape in sorted(content))
 
 
 def scene(content: Sequence[Thing]) -> Picture:
     """The picture of `content`, in any place; its words name the things in a fixed order."""
-    ordered = sorted(content)
-    words = ", ".join(f"{colour} {shape}" for colour, shape in ordered)
-    return Picture(words, functools.partial(draw_scene, tuple(ordered)))
+    return Picture(in_order(content), functools.partial(draw_scene, tuple(sorted(content))))
 
 
 def scenes(generator: random.Random, painter: Painter = paint) -> Document:
@@ -60,7 +78,7 @@ def scenes(generator: random.Random, painter: Painter = paint) -> Document:
     return Document(segments)
 
 
-def _matches(thing: Thing, what: Thing) -> bool:
+def matches(thing: Thing, what: Thing) -> bool:
     return all(wanted in ("", found) for found, wanted in zip(thing, what, strict=True))
 
 
@@ -74,7 +92,7 @@ def _what(content: Sequence[Thing], generator: random.Random) -> Thing:
     return generator.choice(((colour, shape), (colour, ""), ("", shape)))
 
 
-def _plural(what: Thing) -> str:
+def plural(what: Thing) -> str:
     colour, shape = what
     noun = {"": "things", "cross": "crosses"}.get(shape, f"{shape}s")
     return f"{colour} {noun}".strip()
@@ -82,7 +100,7 @@ def _plural(what: Thing) -> str:
 
 def _count(content: Sequence[Thing], generator: random.Random) -> tuple[str, str]:
     what = _what(content, generator)
-    return f"how many {_plural(what)}?", str(sum(_matches(thing, what) for thing in content))
+    return f"how many {plural(what)}?", str(sum(matches(thing, what) for thing in content))
 
 
 def _exists(content: Sequence[Thing], generator: random.Random) -> tuple[str, str]:
@@ -92,17 +110,17 @@ def _exists(content: Sequence[Thing], generator: random.Random) -> tuple[str, st
         what = (generator.choice(list(COLOURS)), generator.choice(SHAPES))
         if wanted:
             what = generator.choice(content)
-        if any(_matches(thing, what) for thing in content) == wanted:
+        if any(matches(thing, what) for thing in content) == wanted:
             break
     colour, shape = what
-    found = any(_matches(thing, what) for thing in content)
+    found = any(matches(thing, what) for thing in content)
     return f"is there a {colour} {shape}?", "yes" if found else "no"
 
 
 def _compare(content: Sequence[Thing], generator: random.Random) -> tuple[str, str]:
     first, second = generator.sample(SHAPES, 2)
     more = sum(shape == first for _, shape in content) > sum(shape == second for _, shape in content)
-    return f"are there more {_plural(('', first))} than {_plural(('', second))}?", "yes" if more else "no"
+    return f"are there more {plural(('', first))} than {plural(('', second))}?", "yes" if more else "no"
 
 
 def draw_scene(content: Sequence[Thing], generator: random.Random) -> bytes:
@@ -111,6 +129,33 @@ def draw_scene(content: Sequence[Thing], generator: random.Random) -> bytes:
     ground = tuple(max(0, min(255, level + generator.randrange(-12, 13))) for _ in range(3))
     canvas = PIL.Image.new("RGB", (WIDTH, HEIGHT), ground)
     pen = ImageDraw.Draw(canvas)
+    outline = (0, 0, 0) if brightness(ground) > 128 else (255, 255, 255)
+    for ink, outlined in _laid_out(content, generator):
+        if len(outlined) == 2:
+            pen.ellipse(outlined, fill=ink, outline=outline)
+        else:
+            pen.polygon(outlined, fill=ink, outline=outline)
+    return finish(canvas, generator)
+
+
+def scene_boxes(
+    content: Sequence[Thing], generator: random.Random
+) -> list[tuple[float, float, float, float]]:
+    """Where `draw_scene`, given an equal generator, puts each thing: left, top, right, bottom, in shares of the picture."""
+    generator.choice((generator.randrange(0, 45), generator.randrange(205, 256)))
+    for _ in range(3):
+        generator.randrange(-12, 13)
+    boxes = []
+    for _, outlined in _laid_out(content, generator):
+        x, y = ([point[axis] for point in outlined] for axis in range(2))
+        boxes.append((min(x) / WIDTH, min(y) / HEIGHT, max(x) / WIDTH, max(y) / HEIGHT))
+    return boxes
+
+
+def _laid_out(
+    content: Sequence[Thing], generator: random.Random
+) -> Iterator[tuple[tuple[int, ...], list[tuple[float, float]]]]:
+    """The ink of each thing, and its outline: the corners of a polygon, or two corners of the box of a circle."""
     cell = WIDTH / 4
     places = generator.sample([(column, row) for column in range(4) for row in range(2)], len(content))
     for (colour, shape), (column, row) in zip(content, places, strict=True):
@@ -118,24 +163,12 @@ def draw_scene(content: Sequence[Thing], generator: random.Random) -> bytes:
         x = (column + 0.5) * cell + generator.uniform(-1, 1)
         y = (row + 0.5) * cell + generator.uniform(-1, 1)
         ink = tuple(max(0, min(255, level + generator.randrange(-14, 15))) for level in COLOURS[colour])
-        outline = (0, 0, 0) if brightness(ground) > 128 else (255, 255, 255)
-        _draw_shape(pen, shape, x, y, radius, ink, outline, generator.uniform(-0.3, 0.3))
-    return finish(canvas, generator)
+        yield ink, _outline(shape, x, y, radius, generator.uniform(-0.3, 0.3))
 
 
-def _draw_shape(
-    pen: ImageDraw.ImageDraw,
-    shape: str,
-    x: float,
-    y: float,
-    radius: float,
-    ink: tuple[int, ...],
-    outline: Colour,
-    tilt: float,
-) -> None:
+def _outline(shape: str, x: float, y: float, radius: float, tilt: float) -> list[tuple[float, float]]:
     if shape == "circle":
-        pen.ellipse((x - radius, y - radius, x + radius, y + radius), fill=ink, outline=outline)
-        return
+        return [(x - radius, y - radius), (x + radius, y + radius)]
     arms: dict[str, list[tuple[float, float]]] = {
         "square": [(1.2, math.pi / 4 + i * math.pi / 2) for i in range(4)],
         "triangle": [(1.2, -math.pi / 2 + i * 2 * math.pi / 3) for i in range(3)],
@@ -146,7 +179,6 @@ def _draw_shape(
             for length, turn in ((1.15, -0.3), (1.15, 0.3), (0.48, math.pi / 4))
         ],
     }
-    corners = [
+    return [
         (x + radius * r * math.cos(t + tilt), y + radius * r * math.sin(t + tilt)) for r, t in arms[shape]
     ]
-    pen.polygon(corners, fill=ink, outline=outline)
