@@ -13,10 +13,13 @@ from typing import NoReturn
 
 import flamingo_lite
 from flamingo_lite.commands import (
+    chat,
+    compare,
     dashboard,
     data_check,
     data_convert,
     data_deny,
+    data_episodes,
     data_index,
     data_instruct,
     data_make,
@@ -38,6 +41,7 @@ COMMANDS: dict[str, ModuleType] = {
     "data make": data_make,
     "data convert": data_convert,
     "data deny": data_deny,
+    "data episodes": data_episodes,
     "data check": data_check,
     "data stats": data_stats,
     "data preview": data_preview,
@@ -46,6 +50,8 @@ COMMANDS: dict[str, ModuleType] = {
     "train": train,
     "eval": evaluate,
     "eval judge": judge,
+    "chat": chat,
+    "compare": compare,
     "report": report,
     "export": export,
     "plan": plan,
