@@ -154,6 +154,8 @@ def test_requests_that_failed_are_counted_by_reason() -> None:
         ("How many things are there?", "There are 3 things.", 1),
         ("How many things are there?", "There is 1 red circle.", 5.5),
         ("How many things are there?", "I cannot tell.", 1),
+        ("How many crosses are there?", "There are no crosses.", 10),
+        ("How many crosses are there?", "no", 1),
         ("Is there a red star?", "No, there is no red star.", 10),
         ("Is there a red star?", "Yes, there is a red star.", 1),
         ("What colour is the star?", "The star is blue.", 10),

@@ -153,7 +153,9 @@ def _number(word: str) -> int:
 
 
 def _numbers(said: str) -> list[int]:
-    return [_number(word) for word in re.findall(rf"\b(?:\d+|{'|'.join(_NUMBERS)})\b", said)]
+    """ "no" is a number before a noun alone: as the whole of an answer it is none."""
+    words = "|".join(word for word in _NUMBERS if word != "no")
+    return [_number(word) for word in re.findall(rf"\b(?:\d+|{words}|no(?= \w))\b", said)]
 
 
 def _says_yes(said: str) -> bool | None:
