@@ -40,6 +40,9 @@ from flamingo_lite.training.trial import StepShape, autocast, step_inputs
 GATE = 0.5  # shut, the gates would hide a difference in what images do
 CLIP = 1.0  # of both recipes
 
+LAYERS = {"mpt": "transformer.blocks", "gpt_neox": "gpt_neox.layers"}
+"""Where their code finds the decoder layers of a language model."""
+
 Step = Callable[[], float]
 """One optimizer step; returns its loss, and so waits for the device."""
 
@@ -149,7 +152,7 @@ def open_flamingo(source: VisionLanguageModel) -> tuple[Any, list[int]]:
     text = type(found.text_config)(**{**found.text_config.to_dict(), "vocab_size": size})
     language: Any = AutoModelForCausalLM.from_config(text, dtype=torch.float32)
     package("utils").extend_instance(language, package("flamingo_lm").FlamingoLMMixin)
-    language.set_decoder_layers_attr_name("transformer.blocks")
+    language.set_decoder_layers_attr_name(LAYERS[text.model_type])
     tower = found.vision_tower
     text_tower = {"context_length": 8, "vocab_size": 32, "width": 64, "heads": 1, "layers": 1}
     clip = open_clip.CLIP(

@@ -25,6 +25,7 @@ from omegaconf.errors import OmegaConfBaseException
 from flamingo_lite.errors import FlamingoError
 from flamingo_lite.evaluation.grid import EvaluationConfig
 from flamingo_lite.names import check_choice, nearest, unknown
+from flamingo_lite.training.comparison import ComparisonConfig
 from flamingo_lite.training.plan import PlanConfig
 from flamingo_lite.training.settings import TrainingConfig
 
@@ -34,11 +35,21 @@ SAVED = "saved"
 
 @dataclass
 class Config(TrainingConfig):
-    """What training reads, the evaluation and the plan. `checkpoint`: the model to evaluate."""
+    """What training reads, the evaluation, the plan and the comparison. `checkpoint`: the model to evaluate; `models`:
+    several, by name."""
 
     eval: EvaluationConfig = field(default_factory=EvaluationConfig)
     plan: PlanConfig = field(default_factory=PlanConfig)
+    compare: ComparisonConfig = field(default_factory=ComparisonConfig)
     checkpoint: str = ""
+    models: dict[str, str] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.models and self.checkpoint:
+            raise FlamingoError(
+                f"checkpoint is {self.checkpoint} and models names {', '.join(self.models)}; give one of the two"
+            )
 
 
 def conf_directory() -> Path:

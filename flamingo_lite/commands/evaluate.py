@@ -1,25 +1,34 @@
-"""Measures how well a model learns from the examples in its prompt: accuracy over shots, splits and controls.
+"""Measures how well models learn from the examples in their prompts: accuracy over shots, splits and controls.
 
-checkpoint= names the model's directory (by default flamingo/ in output=); results.json and samples.jsonl go
-into output= (by default the folder that holds the checkpoint). eval.* says what is asked and how often."""
+checkpoint= names a model's directory (by default flamingo/ in output=), models={a: DIR, b: DIR} several; results.json
+and samples.jsonl go into output= (by default the folder that holds the checkpoint). eval.* says what is asked and how
+often. trainer.devices=N, torchrun and srun share the work among processes. An evaluation that was interrupted goes on
+when the same command is given again; a finished one is not done twice; resume=never starts over. eval.features=DIR keeps
+what the vision encoder gives of each image. Nothing of that changes a byte of samples.jsonl: docs/evaluation.md."""
 
 import argparse
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from flamingo_lite.commands.common import add_config_arguments, add_multirun_argument, configs
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Callable, Mapping
 
     from rich.console import Console
     from rich.table import Table
 
     from flamingo_lite.config import Config
-    from flamingo_lite.document import Document
+    from flamingo_lite.evaluation.answers import Generate
+    from flamingo_lite.evaluation.ranking import Rank
+    from flamingo_lite.evaluation.runner import Progress, Subject
+    from flamingo_lite.training.ranks import Ranks
 
-SUMMARY = "few-shot evaluation of a trained model"
+SUMMARY = "few-shot evaluation of trained models"
 USAGE = "KEY=VALUE"
+
+WEIGHTS = ("*.safetensors", "*.pt", "*.bin")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -30,65 +39,163 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> None:
     from rich.console import Console
 
+    from flamingo_lite.training.launch import is_supervised
+
     console = Console()
     for config in list(configs(arguments)):
-        if config.checkpoint and not is_output_chosen(arguments):
+        # A process that a launch has started is told where to write.
+        if config.checkpoint and not is_output_chosen(arguments) and not is_supervised():
             config.output = str(Path(config.checkpoint).parent)
-        results = evaluate_model(config, console)
-        console.print(accuracy_table(results))
-        figures = Path(config.output) / "results.json"
-        console.print(f"all figures: [bold]{figures}[/bold]", highlight=False, soft_wrap=True)
+        evaluate_model(config, console, say=conclude)
 
 
 def is_output_chosen(arguments: argparse.Namespace) -> bool:
     return any(override.startswith(("output=", "name=")) for override in arguments.overrides)
 
 
-def evaluate_model(config: "Config", console: "Console") -> "Mapping[str, Any]":
-    """Evaluates `config.checkpoint`, or the model in `config.output`; returns what is in results.json."""
-    import torch
+def conclude(results: "Mapping[str, Any]", config: "Config", console: "Console") -> None:
+    """The table, what has to be said of it, and where the rest is."""
+    from flamingo_lite.evaluation.results import RESULTS, failure_warning
 
-    from flamingo_lite.checkpoints.io import load
+    if warning := failure_warning(results):
+        console.print(f"[bold red]{warning}[/bold red]", highlight=False, soft_wrap=True)
+    console.print(accuracy_table(results))
+    near = sum(cell.get("n_near_ties", 0) for cell in results["cells"])
+    if near:
+        console.print(
+            f"{near} answers hang on a choice too close to call (near_tie in samples.jsonl)", highlight=False
+        )
+    console.print(
+        f"all figures: [bold]{Path(config.output) / RESULTS}[/bold]", highlight=False, soft_wrap=True
+    )
+
+
+def evaluate_model(
+    config: "Config",
+    console: "Console",
+    say: "Callable[[Mapping[str, Any], Config, Console], None] | None" = None,
+) -> "Mapping[str, Any]":
+    """Evaluates `config.models`, `config.checkpoint` or the model in `config.output`; returns what is in results.json.
+
+    With several devices this process starts one for each and waits, unless torchrun or srun has started it. `say` is
+    called with the results where there is somebody to read it.
+    """
+    from flamingo_lite.evaluation.results import load_results
+    from flamingo_lite.training.beginning import as_yaml
+    from flamingo_lite.training.launch import is_supervised, launch, leave_with_supervisor
+    from flamingo_lite.training.parallel import one_line_failures
+    from flamingo_lite.training.ranks import join, started_ranks
+
+    ranks = started_ranks(config.trainer)
+    if ranks is None:
+        subjects_of(config, 1)  # what is wrong with the models is said before processes start
+        launch(as_yaml(config), config.trainer.devices, "eval")
+        results: Mapping[str, Any] = load_results(Path(config.output))
+    else:
+        if is_supervised():
+            leave_with_supervisor()
+        join(ranks, config.trainer)
+        with one_line_failures():
+            results = _evaluate(config, ranks, console)
+    if say is not None and (ranks is None or ranks.is_first) and not is_supervised():
+        say(results, config, console)
+    return results
+
+
+def _evaluate(config: "Config", ranks: "Ranks", console: "Console") -> "Mapping[str, Any]":
+    """This process's part."""
+    import torch
+    from rich.console import Console
+
     from flamingo_lite.data.make import available_cores
     from flamingo_lite.evaluation.power import resolution
-    from flamingo_lite.evaluation.runner import evaluate
-    from flamingo_lite.generation.generate import generate
+    from flamingo_lite.evaluation.runner import evaluate_all
     from flamingo_lite.training.display import ProgressDisplay
-    from flamingo_lite.training.settings import MODEL, torch_device
 
-    directory = Path(config.checkpoint or Path(config.output) / MODEL)
-    torch.set_num_threads(config.trainer.threads or available_cores())
-    model, processor = load(directory)
-    torch.nn.Module.to(model, torch_device(config.trainer.accelerator))
-
-    def answer(documents: "Sequence[Document]", max_new_tokens: int) -> list[str]:
-        return generate(
-            model, processor, documents, max_new_tokens=max_new_tokens, batch_size=config.eval.batch_size
-        )
-
+    torch.set_num_threads(config.trainer.threads or max(1, available_cores() // ranks.devices))
+    console = console if ranks.is_first else Console(quiet=True)
+    subjects = subjects_of(config, ranks.number)
     console.print(resolution(config.eval.queries, config.eval.seeds), highlight=False, soft_wrap=True)
     with ProgressDisplay("evaluating", 0, console) as display:
-
-        def progress(done: int, total: int, label: str) -> None:
-            display.total = total
-            display.update(done, label)
-
-        return evaluate(
-            answer,
+        return evaluate_all(
+            subjects,
             config.eval,
             config.output,
-            model=directory.name,
-            checkpoint_sha=weights_sha256(directory),
-            progress=progress,
+            ranks=ranks,
+            resume=config.resume == "auto",
+            progress=shown_on(display),
         )
+
+
+def shown_on(display: "Any") -> "Progress":
+    """Moves the display, and says how long what is left will take at the pace of this run."""
+    began: tuple[float, int] | None = None
+
+    def progress(done: int, total: int, label: str) -> None:
+        nonlocal began
+        now = time.monotonic()
+        began = began or (now, done)
+        gained = done - began[1]
+        left = round((total - done) * (now - began[0]) / gained) if gained else None
+        display.total = total
+        estimate = "" if left is None or done == total else f", {left // 60}:{left % 60:02} left"
+        display.update(done, label + estimate)
+
+    return progress
+
+
+def subjects_of(config: "Config", processes: int) -> "list[Subject]":
+    """The models to evaluate. Errors: `FlamingoError` for a directory that holds none."""
+    from flamingo_lite.checkpoints.io import load_processor
+    from flamingo_lite.evaluation.runner import Subject
+    from flamingo_lite.training.settings import MODEL
+
+    directory = Path(config.checkpoint or Path(config.output) / MODEL)
+    chosen = {name: Path(path) for name, path in config.models.items()} or {directory.name: directory}
+    subjects = []
+    for name, path in chosen.items():
+        load_processor(path)  # what is wrong with a directory is said before anything is asked
+        subjects.append(Subject(name, loader(path, config, processes), weights_sha256(path)))
+    return subjects
+
+
+def loader(path: Path, config: "Config", processes: int) -> "Callable[[], tuple[Generate, Rank | None]]":
+    """Loads a model on its device, when called."""
+
+    def load_answers() -> "tuple[Generate, Rank | None]":
+        import torch
+
+        from flamingo_lite.checkpoints.io import load
+        from flamingo_lite.data.features import FeatureCache
+        from flamingo_lite.data.stores import parse_bytes
+        from flamingo_lite.evaluation.answering import ModelAnswers
+        from flamingo_lite.training.features import features_key
+        from flamingo_lite.training.settings import torch_device
+
+        model, processor = load(path)
+        torch.nn.Module.to(model, torch_device(config.trainer.accelerator))
+        features = None
+        if config.eval.features is not None:
+            # Under the name that training in one type gives them, so that the two share them.
+            precision = {torch.float32: "32-true", torch.bfloat16: "bf16-true"}.get(
+                model.dtype, str(model.dtype)
+            )
+            key = features_key(model, processor, precision, draft=False)
+            limit = parse_bytes(config.data.features.bytes, "data.features.bytes")
+            features = FeatureCache(config.eval.features, key, limit)
+        media_bytes = parse_bytes(config.eval.media_bytes, "eval.media_bytes") // processes
+        answers = ModelAnswers(model, processor, config.eval.batch_size, media_bytes, features)
+        return answers.generate, answers.rank
+
+    return load_answers
 
 
 def weights_sha256(directory: Path) -> str:
-    """sha256 over the names and bytes of the directory's safetensors files."""
+    """sha256 over the names and bytes of the directory's files of weights."""
     import hashlib
 
     digest = hashlib.sha256()
-    for path in sorted(directory.glob("*.safetensors")):
+    for path in sorted(path for pattern in WEIGHTS for path in directory.glob(pattern)):
         digest.update(path.name.encode())
         with path.open("rb") as file:
             while block := file.read(1 << 20):
@@ -97,20 +204,28 @@ def weights_sha256(directory: Path) -> str:
 
 
 def accuracy_table(results: "Mapping[str, Any]") -> "Table":
-    """Exact match: a row per split, style and condition, a column per number of shots."""
+    """The score: a row per model, task, split, style and condition, a column per number of shots. What is the same in
+    all rows has no column."""
     from rich import box
     from rich.table import Table
 
     cells = results["cells"]
     shots = sorted({cell["shots"] for cell in cells})
-    table = Table(title="Exact match over shots", box=box.SIMPLE_HEAD)
-    for name in ("condition", "split", "style"):
+    metrics = {cell["metric"] for cell in cells}
+    title = (
+        "Exact match over shots" if metrics == {"exact_match"} else f"{', '.join(sorted(metrics))} over shots"
+    )
+    table = Table(title=title, box=box.SIMPLE_HEAD)
+    columns = ["model", "rendering", "task", "condition", "split", "style"]
+    always = ("condition", "split", "style")
+    columns = [n for n in columns if n in always or len({cell.get(n) for cell in cells}) > 1]
+    for name in columns:
         table.add_column(name)
     for count in shots:
         table.add_column(str(count), justify="right")
-    rows: dict[tuple[str, str, str], dict[int, float | None]] = {}
+    rows: dict[tuple[str, ...], dict[int, float | None]] = {}
     for cell in cells:
-        key = (cell["condition"], cell["split"], cell.get("style", ""))
+        key = tuple(str(cell.get(name, "")) for name in columns)
         rows.setdefault(key, {})[cell["shots"]] = cell["value"]
     for key, values in rows.items():
         shown = (values.get(count) for count in shots)

@@ -57,6 +57,8 @@ def run(arguments: argparse.Namespace) -> None:
         # Quoted for hydra's grammar: a path may hold spaces.
         quoted = arguments.output.replace("\\", "\\\\").replace("'", "\\'")
         arguments.overrides = [*arguments.overrides, f"output='{quoted}'"]
+    if arguments.config is None and not any(o.startswith("eval=") for o in arguments.overrides):
+        arguments.overrides = ["eval=quickstart", *arguments.overrides]
     for config in configs(arguments):
         from rich.console import Console
 
@@ -148,6 +150,7 @@ def conclude(config: "Config", console: "Console", seconds: float) -> None:
     for what, where in (
         ("the report", (output / "report.html").absolute()),
         ("evaluate again", f"flamingo-lite eval {shlex.quote(f'checkpoint={model}')} output=outputs/eval"),
+        ("against LLaVA", "flamingo-lite compare"),
         ("load the model", f"fl.load({str(model)!r})"),
         ("read the code", READING_ORDER),
     ):
@@ -202,6 +205,6 @@ TRAINED = ("flamingo", "checkpoints", "metrics.csv", "config.yaml", "training.js
 STEPS = (
     Step("data", "drawing documents", _make, _data_settings, ("shards",)),
     Step("train", "training the join", _train, _train_settings, TRAINED),
-    Step("eval", "evaluating", _evaluate, _eval_settings, ("results.json", "samples.jsonl")),
-    Step("report", "writing the report", _report, _report_settings, ("report.html", "plots")),
+    Step("eval", "evaluating", _evaluate, _eval_settings, ("results.json", "samples.jsonl", ".answers")),
+    Step("report", "writing the report", _report, _report_settings, ("report.html", "plots", "tables")),
 )

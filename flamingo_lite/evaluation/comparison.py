@@ -1,7 +1,8 @@
 """Which of two runs is better: paired on identical prompts, so that what makes a query hard cancels out.
 
-A pair is one query under one demonstration seed. Runs whose prompts differ are refused: by the hash of the
-untemplated document, so that a Flamingo's and a LLaVA's prompt of the same content compare.
+A pair is one query under one demonstration seed, and one training seed where there are several. Runs whose prompts
+differ are refused: by the hash of the untemplated document, so that a Flamingo's and a LLaVA's prompt of the same content
+compare.
 """
 
 from collections.abc import Hashable, Iterable, Mapping, Sequence
@@ -15,7 +16,7 @@ from flamingo_lite.evaluation.statistics import checked_values, interval, joined
 
 Sample = Mapping[str, Any]
 CELL_KEYS = ("task", "split", "style", "condition", "shots")
-PAIR_KEYS = ("seed", "query_id")
+PAIR_KEYS = ("training_seed", "seed", "query_id")
 
 
 @dataclass(frozen=True)
@@ -146,7 +147,12 @@ def sample_clusters(samples: Sequence[Sample]) -> list[int]:
     return joined_clusters(queries, images) if samples else []
 
 
-def sample_sets(samples: Sequence[Sample]) -> list[tuple[str, ...]]:
+def sample_sets(samples: Sequence[Sample]) -> list[Hashable]:
+    """What predictions on different queries share beside the model: the training seed where there are several (what it
+    does to a model is felt by every query), else the demonstrations."""
+    seeds = [sample.get("training_seed") for sample in samples]
+    if len(set(seeds)) > 1:
+        return list(seeds)
     return [tuple(sample["demonstration_ids"]) for sample in samples]
 
 
@@ -162,12 +168,13 @@ def _by_cell(samples: Iterable[Sample], which: str) -> dict[tuple[Any, ...], dic
     cells: dict[tuple[Any, ...], dict[tuple[Any, ...], Sample]] = {}
     models: set[str] = set()
     for sample in samples:
-        models.add(sample["model"])
+        rendering = sample.get("rendering", "interleaved")
+        models.add(sample["model"] if rendering == "interleaved" else f"{sample['model']} ({rendering})")
         cell = cells.setdefault(tuple(sample.get(key) for key in CELL_KEYS), {})
-        pair = tuple(sample[key] for key in PAIR_KEYS)
+        pair = tuple(sample.get(key) for key in PAIR_KEYS)
         if pair in cell and len(models) == 1:
             raise FlamingoError(
-                f"the {which} run has query {pair[1]} under seed {pair[0]} twice; expected once"
+                f"the {which} run has query {pair[2]} under seed {pair[1]} twice; expected once"
             )
         cell[pair] = sample
     if len(models) > 1:
@@ -185,7 +192,7 @@ def _require_same_prompts(one: Mapping, other: Mapping, common: Sequence[tuple[A
         if one[cell][pair]["prompt_sha"] != other[cell][pair]["prompt_sha"]
     ]
     if different:
-        cell, (seed, query) = different[0]
+        cell, (_, seed, query) = different[0]
         raise FlamingoError(
             f"{len(different)} of {len(pairs)} prompts differ between the runs (first: query {query}, seed {seed} "
             f"of {_named(cell)}); expected the same documents: evaluate both with one version and one configuration"

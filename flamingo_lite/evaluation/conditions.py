@@ -28,12 +28,13 @@ class Episode:
 
 @dataclass(frozen=True)
 class Condition:
-    """`apply` is pure; `words`: images are then replaced by what they show. `asks` is for the reader of a
-    report."""
+    """`apply` is pure; `words`: images are then replaced by what they show; `drops_query_images`: those of the query
+    are then left out, with nothing in their place. `asks` is for the reader of a report."""
 
     apply: Callable[[Episode, random.Random], Episode]
     asks: str
     words: bool = False
+    drops_query_images: bool = False
 
 
 @functools.lru_cache(maxsize=4096)
@@ -53,17 +54,20 @@ def _shuffled_labels(episode: Episode, generator: random.Random) -> Episode:
 
 
 def _blank_demonstrations(episode: Episode, generator: random.Random) -> Episode:
-    blank = tuple(replace(d, image=blank_like(d.image)) for d in episode.demonstrations)
-    return replace(episode, demonstrations=blank)
+    return replace(episode, demonstrations=tuple(map(blanked, episode.demonstrations)))
 
 
 def _mismatched_images(episode: Episode, generator: random.Random) -> Episode:
-    return replace(episode, query=replace(episode.query, image=episode.other().image))
+    return replace(episode, query=replace(episode.query, images=episode.other().images))
 
 
 def _blank_images(episode: Episode, generator: random.Random) -> Episode:
-    blanked = _blank_demonstrations(episode, generator)
-    return replace(blanked, query=replace(episode.query, image=blank_like(episode.query.image)))
+    return replace(_blank_demonstrations(episode, generator), query=blanked(episode.query))
+
+
+def blanked(example: Example) -> Example:
+    """The example with uniform images."""
+    return replace(example, images=tuple(map(blank_like, example.images)))
 
 
 CONDITIONS: dict[str, Condition] = {
@@ -81,4 +85,7 @@ CONDITIONS: dict[str, Condition] = {
         _mismatched_images, "another query's image, target kept: is the query looked at?"
     ),
     "blank_images": Condition(_blank_images, "every image uniform: what answers alone betray"),
+    "no_query_image": Condition(
+        _unchanged, "the query without its image: is it needed at all?", drops_query_images=True
+    ),
 }

@@ -11,7 +11,7 @@ from typing import Any
 from flamingo_lite.data.pages import data_uri
 from flamingo_lite.document import Document, Image, Text, image_format
 from flamingo_lite.errors import FlamingoError
-from flamingo_lite.evaluation.grid import Setting, build_prompt
+from flamingo_lite.evaluation.grid import Files, build_prompt, setting_of
 from flamingo_lite.evaluation.results import prompt_sha
 from flamingo_lite.evaluation.tasks import spoken
 
@@ -37,9 +37,10 @@ class Shown:
     pieces: tuple[Piece, ...]
 
 
-def gallery(samples: Iterable[Sample]) -> list[Shown]:
+def gallery(samples: Iterable[Sample], files: Files | None = None) -> list[Shown]:
+    """`files`: those that the evaluation's tasks were read from."""
     return [
-        Shown(sample, _title(sample), _verdict(sample), _pieces(_redrawn(sample)))
+        Shown(sample, title_of(sample), verdict(sample), pieces_of(redrawn(sample, files)))
         for sample in choose(samples)
     ]
 
@@ -79,12 +80,10 @@ def _place(sample: Sample) -> tuple[str, int, str]:
     return str(sample.get("style")), sample["split"] != "test", f"{sample['split']} {sample['condition']}"
 
 
-def _redrawn(sample: Sample) -> Document | None:
+def redrawn(sample: Sample, files: Files | None) -> Document | None:
+    """The prompt of a sample, or None where it does not come out the same, bit by bit."""
     try:
-        setting = Setting(
-            sample["task"], sample["split"], sample.get("style") or "", sample["condition"], sample["shots"]
-        )
-        document = build_prompt(setting, sample["query_id"], sample["seed"]).document
+        document = build_prompt(setting_of(sample), sample["query_id"], sample["seed"], files).document
     except FlamingoError:
         return None
     # Another version of the drawing libraries may encode other bytes; then nothing is shown rather than a
@@ -92,7 +91,8 @@ def _redrawn(sample: Sample) -> Document | None:
     return document if prompt_sha(document) == sample["prompt_sha"] else None
 
 
-def _pieces(document: Document | None) -> tuple[Piece, ...]:
+def pieces_of(document: Document | None) -> tuple[Piece, ...]:
+    """The parts of a prompt as a page shows them; none of no prompt."""
     pieces: list[Piece] = []
     ended = True
     for segment in document or ():
@@ -110,13 +110,13 @@ def _data_uri(image: Image) -> str:
     return data_uri(image.data, {"jpg": "jpeg", "webp": "webp"}.get(image_format(image.data) or "", "png"))
 
 
-def _title(sample: Sample) -> str:
+def title_of(sample: Sample) -> str:
     parts = [sample["split"]] if sample["condition"] == "standard" else [sample["condition"], sample["split"]]
     parts += [sample.get("style") or "", f"{sample['shots']} shots"]
     return " · ".join(spoken(part) for part in parts if part)
 
 
-def _verdict(sample: Sample) -> str:
+def verdict(sample: Sample) -> str:
     if sample["status"] == "failed":
         return "failed"
     return "right" if sample["score"] == 1.0 else "wrong"

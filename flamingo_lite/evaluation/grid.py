@@ -3,54 +3,91 @@
 `build_prompt` is a pure function of its arguments, so that a report can show again what the model was given.
 """
 
-from collections.abc import Iterator
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
 
-from flamingo_lite.document import Document
+from flamingo_lite.data.stores import parse_bytes
+from flamingo_lite.document import Document, Text
 from flamingo_lite.errors import FlamingoError
-from flamingo_lite.evaluation.conditions import CONDITIONS, Episode
-from flamingo_lite.evaluation.demonstrations import episode_generator
-from flamingo_lite.evaluation.tasks import TASKS
-from flamingo_lite.names import check_choice
+from flamingo_lite.evaluation.conditions import CONDITIONS, Episode, blanked
+from flamingo_lite.evaluation.demonstrations import Example, episode_generator
+from flamingo_lite.evaluation.ranking import NEEDS_CONTENT_FREE
+from flamingo_lite.evaluation.rendering import RENDERINGS, rendered_answer
+from flamingo_lite.evaluation.selection import ORDERS, SELECTORS, Selection, Wanted, select
+from flamingo_lite.evaluation.tasks import TASKS, items_of
+from flamingo_lite.evaluation.tasks.task import (
+    Style,
+    Task,
+    continuation,
+    other_query,
+    write_document,
+)
+from flamingo_lite.names import check_choice, unknown
+
+Files = Mapping[str, Mapping[str, str]]
+
+ZERO_SHOT = {
+    "plain": "the query alone",
+    "instruction": "the task's instruction before it",
+    "text_only": "two demonstrations without their images before it (OpenFlamingo)",
+}
+TEXT_ONLY_EXAMPLES = 2
 
 
 @dataclass
 class EvaluationConfig:
     """`standard` runs over splits x styles x shots x seeds; the other `conditions` at `control_shots` on
     `control_splits` in `control_styles` (spelled demonstrations name their operands: no control of images).
-    `queries`: per split. `max_new_tokens` must hold the longest answer of any style.
+    Of splits, styles and conditions a task takes those that it has.
+
+    `files`: what tasks from files read, by task (eval.files.TASK.NAME=PATH). `selector`, `order`: how demonstrations
+    are chosen and arranged; `zero_shot`: what a prompt without demonstrations begins with. `rendering`: how this model
+    is shown a prompt. `queries`: per split, or all where there are fewer. `max_new_tokens`: in place of each style's own.
+
+    None of these changes an answer: `batch_size`; `features`, a folder in which what the vision encoder gives of each
+    image is kept; `media_bytes`, about what encoded images may take in memory.
     """
 
     tasks: list[str] = field(default_factory=lambda: ["operator_induction"])
+    files: dict[str, dict[str, str]] = field(default_factory=dict)
     splits: list[str] = field(
         default_factory=lambda: ["test", "handwritten", "held_out_pairs", "held_out_rule"]
     )
     styles: list[str] = field(default_factory=lambda: ["direct", "spelled"])
     shots: list[int] = field(default_factory=lambda: [0, 1, 2, 4, 8])
-    seeds: list[int] = field(default_factory=lambda: [0, 1, 2])
+    seeds: list[int] = field(default_factory=lambda: [0, 1, 2, 3, 4])
     conditions: list[str] = field(default_factory=lambda: list(CONDITIONS))
     control_splits: list[str] = field(default_factory=lambda: ["test"])
     control_styles: list[str] = field(default_factory=lambda: ["direct"])
     control_shots: list[int] = field(default_factory=lambda: [8])
+    selector: str = "random"
+    order: str = "own"
+    zero_shot: str = "plain"
+    rendering: str = "interleaved"
     queries: int = 200
     batch_size: int = 64
-    max_new_tokens: int = 12
+    max_new_tokens: int | None = None
     resamples: int = 2000
+    features: str | None = None
+    media_bytes: str = "4GB"
 
     def __post_init__(self) -> None:
         """Errors: `FlamingoError` for an unknown name, with the nearest right one, and for numbers out of
         range."""
         for condition in self.conditions:
             check_choice("condition", condition, CONDITIONS)
-        for name in self.tasks:
+        for name in (*self.tasks, *self.files):
             check_choice("task", name, TASKS)
-            for split in (*self.splits, *self.control_splits):
-                check_choice(f"split of {name}", split, TASKS[name].splits)
-            for style in (*self.styles, *self.control_styles):
-                check_choice(f"style of {name}", style, TASKS[name].styles)
-        for name in ("queries", "batch_size", "max_new_tokens", "resamples"):
+        check_choice("selector", self.selector, SELECTORS)
+        check_choice("order", self.order, ORDERS)
+        check_choice("zero_shot", self.zero_shot, ZERO_SHOT)
+        check_choice("rendering", self.rendering, RENDERINGS)
+        for name in ("queries", "batch_size", "resamples"):
             if (value := getattr(self, name)) < 1:
                 raise FlamingoError(f"{name} is {value}; expected at least 1")
+        if self.max_new_tokens is not None and self.max_new_tokens < 1:
+            raise FlamingoError(f"max_new_tokens is {self.max_new_tokens}; expected at least 1")
         for name in ("tasks", "splits", "styles", "shots", "seeds", "conditions"):
             if not getattr(self, name):
                 raise FlamingoError(f"{name} is empty; name at least one")
@@ -58,8 +95,24 @@ class EvaluationConfig:
             values = getattr(self, name)
             if len(set(values)) < len(values):
                 raise FlamingoError(f"{name} names a value twice: {list(values)}; name each once")
+        parse_bytes(self.media_bytes, "eval.media_bytes")
         if min((*self.shots, *self.control_shots)) < 0:
             raise FlamingoError(f"shots are {self.shots} and {self.control_shots}; expected 0 or more")
+        self._check_choices("split", "splits", (*self.splits, *self.control_splits))
+        self._check_choices("style", "styles", (*self.styles, *self.control_styles))
+
+    def _check_choices(self, kind: str, attribute: str, chosen: Sequence[str]) -> None:
+        known = {name: list(getattr(TASKS[name], attribute)) for name in self.tasks}
+        every = list(dict.fromkeys(value for values in known.values() for value in values))
+        for value in chosen:
+            if value not in every:
+                raise unknown(f"{kind} of {', '.join(self.tasks)}:", value, every)
+        for name, values in known.items():
+            if not set(values).intersection(getattr(self, attribute)):
+                raise FlamingoError(
+                    f"{name} has none of the {attribute} {', '.join(getattr(self, attribute))}; "
+                    f"expected one of: {', '.join(values)}"
+                )
 
 
 @dataclass(frozen=True)
@@ -71,30 +124,81 @@ class Setting:
     style: str
     condition: str
     shots: int
+    selector: str = "random"
+    order: str = "own"
+    zero_shot: str = "plain"
+    rendering: str = "interleaved"
+
+
+def setting_of(sample: Mapping[str, Any]) -> Setting:
+    """The cell of a sample or of a cell's own line; what older files lack had one value then."""
+    return Setting(
+        task=sample["task"],
+        split=sample["split"],
+        style=sample.get("style") or "",
+        condition=sample["condition"],
+        shots=sample["shots"],
+        selector=sample.get("selector", "random"),
+        order=sample.get("order", "own"),
+        zero_shot=sample.get("zero_shot", "plain"),
+    )
 
 
 @dataclass(frozen=True)
 class Prompt:
-    """One prediction to make: the document given, the answers that its demonstrations show, and the
-    target."""
+    """One prediction to make. `query` as it is, whatever a condition shows instead; `demonstrations` as shown.
+
+    Where the answer is ranked, `candidates` are its continuations, which mean `choices`, and `content_free` the
+    prompt against which it is calibrated, if it is.
+    """
 
     setting: Setting
     query_id: int
     seed: int
     document: Document
-    demonstration_ids: tuple[str, ...]
-    demonstration_answers: tuple[str, ...]
-    target: str
+    query: Example
+    demonstrations: tuple[Example, ...]
+    style: Style
+    max_new_tokens: int
+    choices: tuple[str, ...] = ()
+    candidates: tuple[Text, ...] = ()
+    content_free: Document | None = None
+
+    @property
+    def shown(self) -> Document:
+        """The document as the model is shown it."""
+        return RENDERINGS[self.setting.rendering](self.document)
+
+    @property
+    def shown_candidates(self) -> tuple[Text, ...]:
+        """The candidates as they continue `shown`."""
+        return tuple(rendered_answer(self.setting.rendering, candidate) for candidate in self.candidates)
+
+    @property
+    def target(self) -> str:
+        return self.query.answer
+
+    @property
+    def demonstration_ids(self) -> tuple[str, ...]:
+        return tuple(example.id for example in self.demonstrations)
+
+    @property
+    def demonstration_answers(self) -> tuple[str, ...]:
+        return tuple(example.answer for example in self.demonstrations)
 
 
 def settings(config: EvaluationConfig) -> list[Setting]:
     """The cells in the order in which they are reported, each once."""
+    shared = config.selector, config.order, config.zero_shot, config.rendering
     chosen = {
-        Setting(task, split, style, condition, shots): None
+        Setting(task, split, style, condition, shots, *shared): None
         for task in config.tasks
         for condition in config.conditions
+        if condition in TASKS[task].controls
         for split in (config.splits if condition == "standard" else config.control_splits)
+        if split in TASKS[task].splits
         for style in (config.styles if condition == "standard" else config.control_styles)
+        if style in TASKS[task].styles
         for shots in (config.shots if condition == "standard" else config.control_shots)
     }
     return list(chosen)
@@ -102,37 +206,114 @@ def settings(config: EvaluationConfig) -> list[Setting]:
 
 def seeds_of(setting: Setting, config: EvaluationConfig) -> list[int]:
     """Without demonstrations there is nothing that a seed draws, except the other query's image."""
-    drawn = setting.shots > 0 or setting.condition == "mismatched_images"
+    has_text_only = setting.shots == 0 and setting.zero_shot == "text_only"
+    drawn = setting.shots > 0 or setting.condition == "mismatched_images" or has_text_only
     return list(config.seeds) if drawn else list(config.seeds[:1])
 
 
-def prompts(setting: Setting, config: EvaluationConfig) -> Iterator[Prompt]:
+def prompts(
+    setting: Setting, config: EvaluationConfig, selectors: Mapping[str, Selection] = SELECTORS
+) -> Iterator[Prompt]:
+    """Errors: as `build_prompt`."""
     for seed in seeds_of(setting, config):
-        for query_id in range(config.queries):
-            yield build_prompt(setting, query_id, seed)
+        for query_id in range(query_count(setting, config)):
+            yield asked(setting, query_id, seed, config, selectors)
 
 
-def build_prompt(setting: Setting, query_id: int, seed: int) -> Prompt:
+def query_count(setting: Setting, config: EvaluationConfig) -> int:
+    """How many queries of the setting's split are asked."""
+    count = items_of(setting.task, config.files).count(setting.split)
+    return config.queries if count is None else min(config.queries, count)
+
+
+def asked(
+    setting: Setting,
+    query_id: int,
+    seed: int,
+    config: EvaluationConfig,
+    selectors: Mapping[str, Selection] = SELECTORS,
+) -> Prompt:
+    """One of the `prompts`. Errors: as `build_prompt`."""
+    prompt = build_prompt(setting, query_id, seed, config.files, selectors)
+    longest = config.max_new_tokens
+    return prompt if longest is None else replace(prompt, max_new_tokens=longest)
+
+
+def build_prompt(
+    setting: Setting,
+    query_id: int,
+    seed: int,
+    files: Files | None = None,
+    selectors: Mapping[str, Selection] = SELECTORS,
+) -> Prompt:
     """Errors: `FlamingoError` for an unknown name and for a support smaller than the shots."""
     check_choice("task", setting.task, TASKS)
     check_choice("condition", setting.condition, CONDITIONS)
     task, condition = TASKS[setting.task], CONDITIONS[setting.condition]
     check_choice(f"split of {setting.task}", setting.split, task.splits)
     check_choice(f"style of {setting.task}", setting.style, task.styles)
+    items, style = items_of(setting.task, files), task.styles[setting.style]
+    is_text_only = setting.shots == 0 and setting.zero_shot == "text_only"
+    query = items.query(setting.split, query_id)
+    wanted = Wanted(
+        setting.task,
+        setting.split,
+        query_id,
+        seed,
+        TEXT_ONLY_EXAMPLES if is_text_only else setting.shots,
+        query,
+        items.support(setting.split, query_id),
+    )
     episode = Episode(
-        demonstrations=task.demonstrations(setting.split, query_id, seed, setting.shots),
-        query=task.query(setting.split, query_id),
-        other=lambda: task.other_query(setting.split, query_id, seed),
+        demonstrations=select(wanted, setting.selector, setting.order, selectors),
+        query=query,
+        other=lambda: other_query(items, setting.task, setting.split, query_id, seed),
     )
     generator = episode_generator(setting.condition, setting.task, setting.split, query_id, seed)
     shown = condition.apply(episode, generator)
-    document = task.prompt(shown.demonstrations, shown.query, setting.style)
+
+    def written(asked: Example, drops_query_images: bool) -> Document:
+        document = write_document(
+            task,
+            () if is_text_only else shown.demonstrations,
+            asked,
+            setting.style,
+            _preface(task, setting, shown.demonstrations),
+            drops_query_images,
+        )
+        return document.text_twin() if condition.words else document
+
+    document = written(shown.query, condition.drops_query_images)
+    if not len(document):
+        raise FlamingoError(
+            f"{setting.task}: without the query's image nothing is asked at 0 shots in style {setting.style}; "
+            "ask for more shots, or leave out no_query_image"
+        )
+    choices = () if style.candidates is None else tuple(style.candidates(query))
+    content_free = None
+    if choices and style.ranking in NEEDS_CONTENT_FREE:
+        # A uniform image has no words to stand for it.
+        content_free = written(blanked(query), condition.drops_query_images or condition.words)
     return Prompt(
         setting=setting,
         query_id=query_id,
         seed=seed,
-        document=document.text_twin() if condition.words else document,
-        demonstration_ids=tuple(d.id for d in shown.demonstrations),
-        demonstration_answers=tuple(d.answer for d in shown.demonstrations),
-        target=episode.query.answer,
+        document=document,
+        query=query,
+        demonstrations=shown.demonstrations,
+        style=style,
+        max_new_tokens=style.max_new_tokens,
+        choices=choices,
+        candidates=tuple(continuation(task, query, setting.style, choice) for choice in choices),
+        content_free=content_free,
     )
+
+
+def _preface(task: Task, setting: Setting, demonstrations: Sequence[Example]) -> list[Text]:
+    """What a prompt without demonstrations begins with."""
+    if setting.shots or setting.zero_shot == "plain":
+        return []
+    if setting.zero_shot == "instruction":
+        return [Text(task.instruction, loss=False)] if task.instruction else []
+    written = [segment for d in demonstrations for segment in task.write(d, setting.style, True)]
+    return [segment for segment in written if isinstance(segment, Text)]

@@ -16,6 +16,7 @@ from matplotlib.layout_engine import ConstrainedLayoutEngine
 from flamingo_lite.evaluation.conditions import CONDITIONS
 from flamingo_lite.evaluation.curves import Series, gates
 from flamingo_lite.evaluation.results import write_atomically
+from flamingo_lite.evaluation.systems import is_share
 from flamingo_lite.evaluation.tasks import describe_split, spoken
 from flamingo_lite.figures import BLUE, GREEN, LOOK, MUTED, PURPLE, VERMILION, png
 
@@ -31,13 +32,11 @@ def save(figure: Figure, path: Path | None, dpi: int = 200) -> Figure:
 
 
 def select(results: Mapping[str, Any], **wanted: object) -> list[dict[str, Any]]:
-    """The cells of the metric `exact_match` that have a value and agree with every key given."""
+    """The cells that have a value and agree with every key given."""
     return [
         cell
         for cell in results["cells"]
-        if cell["metric"] == "exact_match"
-        and cell["value"] is not None
-        and all(cell.get(key) == value for key, value in wanted.items())
+        if cell["value"] is not None and all(cell.get(key) == value for key, value in wanted.items())
     ]
 
 
@@ -65,8 +64,7 @@ def accuracy_over_shots(
                 subtitle, (0, 1), (0, 8), "axes fraction", "offset points", color=MUTED, fontsize=9
             )
             _split_panel(panel, [cell for cell in cells if cell["split"] == split], shots)
-        _percent_axis(panels[0])
-        panels[0].set_ylabel("exact match")
+        metric_axis(panels[0], cells)
         figure.supxlabel("demonstrations in the prompt", fontsize=10, color=MUTED)
     return save(figure, path)
 
@@ -84,7 +82,7 @@ def _split_panel(panel: Axes, cells: Sequence[Mapping[str, Any]], shots: Sequenc
         panel.plot(
             x, y, color=colour, linewidth=2, marker="o", markersize=5, markeredgecolor="white", clip_on=False
         )
-        ends.append((f"{style or 'accuracy'} {y[-1]:.0%}", colour))
+        ends.append((f"{style or spoken(line[-1]['metric'])} {rounded(y[-1], line[-1])}", colour))
         lowest_end = min(lowest_end, low[-1])
     # Shots double, so equal distances between them are the honest scale, and 0 has its place.
     panel.set_xticks(range(len(shots)), [str(count) for count in shots])
@@ -127,18 +125,22 @@ def controls(
         if zero is not None:
             panel.axvline(zero["value"], color=MUTED, linewidth=1, linestyle=(0, (2, 3)), zorder=1)
             panel.annotate(
-                f"no demonstrations {zero['value']:.0%}", (zero["value"], 1), (4, 4),
+                f"no demonstrations {rounded(zero['value'], zero)}", (zero["value"], 1), (4, 4),
                 ("data", "axes fraction"), "offset points", color=MUTED, fontsize=9,
             )  # fmt: skip
         panel.set_yticks([])
         panel.spines["left"].set_visible(False)
         panel.set_ylim(len(rows) - 0.5, -0.5)
         panel.grid(axis="y", visible=False)
-        panel.set_xlim(0, 1.08)
-        panel.set_xticks(np.arange(0, 1.01, 0.25))
-        panel.xaxis.set_major_formatter(lambda value, position: f"{value:.0%}")
+        panel.set_xlim(left=0)
+        if is_share(last):
+            panel.set_xlim(0, 1.08)
+            panel.set_xticks(np.arange(0, 1.01, 0.25))
+            panel.xaxis.set_major_formatter(lambda value, position: f"{value:.0%}")
         style = f", {last['style']} answers" if last.get("style") else ""
-        panel.set_xlabel(f"exact match at {last['shots']} shots on {spoken(last['split'])}{style}")
+        panel.set_xlabel(
+            f"{spoken(last['metric'])} at {last['shots']} shots on {spoken(last['split'])}{style}"
+        )
     return save(figure, path)
 
 
@@ -149,7 +151,7 @@ def _control_row(panel: Axes, y: int, cell: Mapping[str, Any]) -> None:
     panel.plot([low, high], [y, y], color=colour, linewidth=3, alpha=0.45, clip_on=False)
     panel.plot([cell["value"]], [y], "o", color=colour, markersize=8, markeredgecolor="white", clip_on=False)
     panel.annotate(
-        f"{cell['value']:.0%}", (cell["value"], y), (0, 8), "data", "offset points",
+        rounded(cell["value"], cell), (cell["value"], y), (0, 8), "data", "offset points",
         color=colour, fontsize=9.5, fontweight="bold", ha="center",
         bbox={"facecolor": "white", "edgecolor": "none", "pad": 0.6},
     )  # fmt: skip
@@ -256,7 +258,17 @@ def _colour(style: str | None) -> str:
     return BLUE if style is None else SPARE_COLOURS[sum(style.encode()) % len(SPARE_COLOURS)]
 
 
-def _percent_axis(panel: Axes) -> None:
+def rounded(value: float, cell: Mapping[str, Any]) -> str:
+    """In whole percent where it is a share."""
+    return f"{value:.0%}" if is_share(cell) else f"{value:.2f}"
+
+
+def metric_axis(panel: Axes, cells: Sequence[Mapping[str, Any]]) -> None:
+    """Named by the cells' metric, in percent where it is a share."""
+    panel.set_ylabel(", ".join(spoken(metric) for metric in distinct(cells, "metric")))
+    if not all(is_share(cell) for cell in cells):
+        panel.set_ylim(bottom=0)
+        return
     panel.set_ylim(0, 1.02)
     panel.set_yticks(np.arange(0, 1.01, 0.25))
     panel.yaxis.set_major_formatter(lambda value, position: f"{value:.0%}")

@@ -1,4 +1,4 @@
-"""Writes `report.html` and `plots/` from an evaluation's files: one page that needs no network and no script.
+"""Writes `report.html`, `plots/` and `tables/` from an evaluation's files: one page that needs no network and no script.
 
 Everything that came from a model or a file is escaped by the template; the page forbids itself to load
 anything.
@@ -6,25 +6,32 @@ anything.
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
-import jinja2
 from matplotlib.figure import Figure
 
-from flamingo_lite.data.pages import data_uri
 from flamingo_lite.errors import FlamingoError
-from flamingo_lite.evaluation import plots
+from flamingo_lite.evaluation import plots, tables
+from flamingo_lite.evaluation.comparison_report import (
+    PLOTS,
+    REPORT,
+    TABLES,
+    failures,
+    found_tables,
+    power_line,
+    write_comparison,
+)
 from flamingo_lite.evaluation.conditions import CONDITIONS
 from flamingo_lite.evaluation.curves import Series, read_curves
-from flamingo_lite.evaluation.findings import Finding, findings, interval, percent
+from flamingo_lite.evaluation.findings import Finding, findings
 from flamingo_lite.evaluation.gallery import Shown, gallery
-from flamingo_lite.evaluation.results import load_results, load_samples, write_atomically
-from flamingo_lite.evaluation.tasks import describe_split, spoken
-
-REPORT = "report.html"
-PLOTS = "plots"
+from flamingo_lite.evaluation.pages import page_environment, saved
+from flamingo_lite.evaluation.results import write_atomically
+from flamingo_lite.evaluation.side_by_side import Answers, worst_mistakes
+from flamingo_lite.evaluation.systems import System, read_runs
+from flamingo_lite.evaluation.tables import skills_table, write_tables
 
 
 @dataclass(frozen=True)
@@ -39,6 +46,8 @@ class Section:
     shots: list[int]
     cells: list[dict[str, Any]]
     shown: list[Shown]
+    mistakes: list[Answers]
+    skills: tables.Table | None
     figures: dict[str, str]
 
 
@@ -50,18 +59,24 @@ def write_report(
     missing, of another schema or without cells.
     """
     directory = Path(run_directory)
-    results, samples = load_results(directory), load_samples(directory)
+    systems = read_runs([directory])
+    if len(systems) > 1:
+        return write_comparison(systems, directory)
+    return _write_one(systems[0], directory, metrics, config)
+
+
+def _write_one(
+    system: System, directory: Path, metrics: str | Path | None, config: str | Path | None
+) -> Path:
+    """The report of one model."""
+    results, samples = system.results[0], system.samples
     curves = read_curves(found) if (found := _find(directory, "metrics.csv", metrics)) else {}
     run_config = _find(directory, "config.yaml", config)
-    subjects = list(dict.fromkeys((cell["task"], cell["model"]) for cell in results["cells"]))
-    if not subjects:
-        raise FlamingoError(f"{directory} holds results without cells; run the evaluation again")
-    sections = [
-        _section(results, samples, task, model, directory / PLOTS, alone=len(subjects) == 1)
-        for task, model in subjects
-    ]
+    tasks = plots.distinct(system.cells, "task")
+    sections = [_section(system, task, directory / PLOTS, alone=len(tasks) == 1) for task in tasks]
+    write_tables(found_tables([system], []).values(), directory / TABLES)
     training = {
-        name: _saved(figure, directory / PLOTS / f"{name}.png")
+        name: saved(figure, directory / PLOTS / f"{name}.png")
         for name, figure in training_figures(curves).items()
     }
     page = (
@@ -71,6 +86,8 @@ def write_report(
             sections=sections,
             training=training,
             results=results,
+            power=power_line(samples),
+            failures=failures([system]),
             conditions=CONDITIONS,
             run_config=_text(run_config) if run_config else None,
             evaluation_config=json.dumps(results.get("config"), indent=2) if results.get("config") else None,
@@ -99,16 +116,13 @@ def training_figures(curves: Mapping[str, Series]) -> dict[str, Figure]:
     return figures
 
 
-def _section(
-    results: Mapping[str, Any],
-    samples: list[dict[str, Any]],
-    task: str,
-    model: str,
-    folder: Path,
-    alone: bool,
-) -> Section:
-    cells = [c for c in results["cells"] if (c["task"], c["model"]) == (task, model)]
-    scored = plots.select({"cells": cells})
+def _section(system: System, task: str, folder: Path, alone: bool) -> Section:
+    model = system.name
+    cells = [cell for cell in system.cells if cell["task"] == task]
+    samples = [sample for sample in system.samples if sample["task"] == task]
+    results = {"cells": cells}
+    files = (system.results[0].get("config") or {}).get("files")
+    scored = plots.select(results)
     if not scored:
         raise FlamingoError(f"every prediction of {model} on {task} failed; see the errors in samples.jsonl")
     standard = [cell for cell in scored if cell["condition"] == "standard"]
@@ -119,7 +133,7 @@ def _section(
     )
     if len(standard) < len(scored):
         figures["controls"] = plots.controls(results, task=task, model=model)
-    suffix = "" if alone else f"-{_slug(task)}-{_slug(model)}"
+    suffix = "" if alone else f"-{_slug(task)}"
     return Section(
         task=task,
         model=model,
@@ -128,8 +142,10 @@ def _section(
         table=_table(standard),
         shots=sorted(plots.distinct(standard, "shots")),
         cells=cells,
-        shown=gallery(s for s in samples if (s["task"], s["model"]) == (task, model)),
-        figures={n: _saved(figure, folder / f"{n}{suffix}.png") for n, figure in figures.items()},
+        shown=gallery(samples, files),
+        mistakes=worst_mistakes(samples, files),
+        skills=skills_table([replace(system, cells=cells)]),
+        figures={n: saved(figure, folder / f"{n}{suffix}.png") for n, figure in figures.items()},
     )
 
 
@@ -151,29 +167,6 @@ def _table(standard: list[dict[str, Any]]) -> list[dict[str, Any]]:
     for cell in standard:
         rows.setdefault((cell["split"], cell.get("style")), {})[cell["shots"]] = cell
     return [{"split": split, "style": style, "by_shots": row} for (split, style), row in rows.items()]
-
-
-def _saved(figure: Figure, path: Path) -> str:
-    """Writes the figure and returns it as a data URI: what is on the page is what is in the folder."""
-    data = plots.png(figure)
-    write_atomically(path, data)
-    return data_uri(data)
-
-
-def page_environment() -> jinja2.Environment:
-    """Templates of pages: everything that comes from a model or a file is escaped."""
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("flamingo_lite.evaluation"),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters["percent"] = percent
-    environment.filters["words"] = lambda name: spoken(str(name))
-    names = cast(dict[str, Any], environment.globals)  # typed as what jinja puts there
-    names.update(interval=interval, describe_split=describe_split)
-    return environment
 
 
 def _find(directory: Path, name: str, given: str | Path | None) -> Path | None:

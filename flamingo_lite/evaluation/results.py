@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 import tempfile
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,9 @@ from flamingo_lite.errors import FlamingoError
 SCHEMA_VERSION = 1
 RESULTS = "results.json"
 SAMPLES = "samples.jsonl"
+
+TOLERATED_FAILURES = 0.01
+"""Above this share a run says so in its headline."""
 
 Types = tuple[type, ...]
 _NUMBER: Types = (int, float)
@@ -61,6 +65,28 @@ def write_results(results: Mapping[str, Any], directory: Path) -> Path:
 def write_samples(samples: Iterable[Mapping[str, Any]], directory: Path) -> Path:
     lines = (json.dumps(sample, separators=(",", ":"), allow_nan=False) + "\n" for sample in samples)
     return write_atomically(directory / SAMPLES, "".join(lines).encode())
+
+
+def failures_of(samples: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
+    """How many predictions there were, how many of them failed, and the most frequent reason."""
+    reasons: list[str | None] = []
+    total = 0
+    for sample in samples:
+        total += 1
+        reasons += [sample.get("error")] if sample["status"] == "failed" else []
+    first = Counter(reasons).most_common(1)
+    return {"n": total, "n_failed": len(reasons), "reason": first[0][0] if first else None}
+
+
+def failure_warning(results: Mapping[str, Any]) -> str | None:
+    """The line that a run's headline must have, where more than 1% of its predictions failed."""
+    found = results.get("failures") or {"n": 0, "n_failed": 0, "reason": None}
+    if found["n_failed"] <= TOLERATED_FAILURES * found["n"]:
+        return None
+    return (
+        f"{found['n_failed']:,} of {found['n']:,} predictions failed ({found['n_failed'] / found['n']:.1%}), most often: "
+        f"{found['reason']}; the figures are those of the others"
+    )
 
 
 def write_atomically(path: Path, data: bytes) -> Path:

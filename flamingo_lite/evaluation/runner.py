@@ -1,39 +1,95 @@
-"""Runs an evaluation: builds every prompt, has the answers generated, scores them, writes the two files.
+"""Runs an evaluation: builds every prompt, has it answered, keeps each answer, scores them all, writes the two files.
 
-The text generator is a callable, so that a model, an endpoint or a rule can be put to the same prompts.
+Whoever answers is a callable, so that a model, an endpoint or a rule can be put to the same prompts. Neither the number
+of processes, nor the batches, nor an interruption changes a byte of `samples.jsonl`.
 """
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import nullcontext
+from dataclasses import asdict, dataclass, field
+from itertools import count
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
-from flamingo_lite.document import Document
+import flamingo_lite
 from flamingo_lite.errors import FlamingoError
-from flamingo_lite.evaluation.comparison import sample_clusters, sample_sets
+from flamingo_lite.evaluation import journal
+from flamingo_lite.evaluation.answers import Answered, Answering, Generate, answers
 from flamingo_lite.evaluation.environment import environment, git_sha
-from flamingo_lite.evaluation.grid import EvaluationConfig, Prompt, Setting, prompts, settings
-from flamingo_lite.evaluation.metrics import GenerationFailure, copy_rate, majority_baseline, score
+from flamingo_lite.evaluation.grid import (
+    EvaluationConfig,
+    Prompt,
+    Setting,
+    asked,
+    query_count,
+    seeds_of,
+    settings,
+)
+from flamingo_lite.evaluation.journal import Journal, Key
+from flamingo_lite.evaluation.ranking import Rank
 from flamingo_lite.evaluation.results import (
+    RESULTS,
     SCHEMA_VERSION,
+    failures_of,
+    load_results,
     prompt_sha,
     sha256_of_json,
     write_results,
     write_samples,
 )
-from flamingo_lite.evaluation.statistics import clustered_bootstrap, seed_spread
-from flamingo_lite.evaluation.tasks import TASKS
+from flamingo_lite.evaluation.scoring import cell_of, in_order, score_cell
+from flamingo_lite.evaluation.selection import SELECTORS, Selection
+
+T = TypeVar("T")
 
 # Called with (predictions made, predictions in all, what comes next).
 Progress = Callable[[int, int, str], None]
 
+BATCHES_AT_ONCE = 4
+"""How many batches of prompts are answered between two writes to the journal: what a kill can cost."""
 
-class Generate(Protocol):
-    """Continues each document, greedily, in the order given; a failure stands in its own place."""
+CHANGES_NOTHING = ("batch_size", "features", "media_bytes")
+"""What of the configuration changes no answer."""
 
-    def __call__(
-        self, documents: Sequence[Document], max_new_tokens: int
-    ) -> Sequence[str | GenerationFailure]: ...
+
+class Ranks(Protocol):
+    """The processes that evaluate together; see `training.ranks.Ranks`."""
+
+    @property
+    def number(self) -> int: ...
+
+    @property
+    def rank(self) -> int: ...
+
+    def broadcast(self, value: T) -> T: ...
+
+    def gather(self, value: T) -> list[T]: ...
+
+
+@dataclass(frozen=True)
+class Alone:
+    """One process."""
+
+    number: int = 1
+    rank: int = 0
+
+    def broadcast(self, value: T) -> T:
+        return value
+
+    def gather(self, value: T) -> list[T]:
+        return [value]
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A model under evaluation, loaded when its turn comes, if any question is still open. `info`: what results.json
+    says of it.
+    """
+
+    name: str
+    load: Callable[[], tuple[Generate, Rank | None]]
+    checkpoint_sha: str | None = None
+    info: Mapping[str, Any] = field(default_factory=dict)
 
 
 def evaluate(
@@ -41,138 +97,207 @@ def evaluate(
     config: EvaluationConfig,
     directory: str | Path | None,
     *,
+    rank: Rank | None = None,
+    selectors: Mapping[str, Selection] = SELECTORS,
     model: str = "flamingo",
     checkpoint_sha: str | None = None,
     model_info: Mapping[str, Any] | None = None,
     progress: Progress | None = None,
 ) -> dict[str, Any]:
+    """`evaluate_all` of one model, whatever lies in `directory`."""
+    subject = Subject(model, lambda: (generate, rank), checkpoint_sha, model_info or {})
+    return evaluate_all([subject], config, directory, selectors=selectors, progress=progress)
+
+
+def evaluate_all(
+    subjects: Sequence[Subject],
+    config: EvaluationConfig,
+    directory: str | Path | None,
+    *,
+    ranks: Ranks | None = None,
+    resume: bool = False,
+    selectors: Mapping[str, Selection] = SELECTORS,
+    progress: Progress | None = None,
+) -> dict[str, Any]:
     """Writes `results.json` and `samples.jsonl` into `directory`, unless it is None, and returns the results.
 
-    `generate` is called once per task and split, so that a generator which encodes each distinct image of a
-    call once encodes each image once. The same texts give the same bytes. Errors: `FlamingoError` as the
-    generator raises it, or if it returns another number of texts than it was given documents.
+    All ranks call it; every prediction is made by exactly one of them, and the first one writes. resume: what was
+    answered there before is not asked again, failures apart; of a finished evaluation the results are returned.
+    Errors: `FlamingoError` as a model raises it, for two models of one name, and, with resume, where `directory` holds
+    an evaluation of other settings or models.
     """
-    groups: dict[tuple[str, str], list[Setting]] = {}
-    for setting in settings(config):
-        groups.setdefault((setting.task, setting.split), []).append(setting)
-    planned = {key: [p for s in group for p in prompts(s, config)] for key, group in groups.items()}
-    total = sum(map(len, planned.values()))
-    scored: dict[Setting, list[dict[str, Any]]] = {}
-    shown: dict[Setting, list[Prompt]] = {}
-    done = 0
-    for (task, split), batch in planned.items():
-        if progress is not None:
-            progress(done, total, f"{task}, {split}")
-        raws = generate([prompt.document for prompt in batch], config.max_new_tokens)
-        if len(raws) != len(batch):
-            raise FlamingoError(
-                f"the generator returned {len(raws)} texts for {len(batch)} documents; expected one each"
-            )
-        for prompt, raw in zip(batch, raws, strict=True):
-            scored.setdefault(prompt.setting, []).append(_sample(prompt, raw, model))
-            shown.setdefault(prompt.setting, []).append(prompt)
-        done += len(batch)
-        if progress is not None:
-            progress(done, total, f"{task}, {split}")
-    shas = {"checkpoint_sha": checkpoint_sha, **(model_info or {})}
-    results = {
-        "schema_version": SCHEMA_VERSION,
-        "git_sha": git_sha(),
-        "config_sha": sha256_of_json(asdict(config)),
-        "config": asdict(config),
-        "environment": environment(),
-        "models": {model: shas},
-        "cells": [_cell(s, model, scored[s], shown[s], config.resamples) for s in settings(config)],
-    }
-    # The samples come first: results without them cannot be checked, samples without results can be summed up
-    # again.
-    if directory is not None:
-        write_samples(_in_order(scored.values()), Path(directory))
-        write_results(results, Path(directory))
-    return results
+    _check_subjects(subjects)
+    ranks = ranks or Alone()
+    folder = None if directory is None else Path(directory)
+    identity = identity_of(subjects, config)
+    finished, known = ranks.broadcast(_begin(folder, identity, resume) if ranks.rank == 0 else (None, {}))
+    if finished is not None:
+        return finished
+    run = _Run(config, selectors, ranks, known, progress)
+    with Journal(folder, ranks.rank) if folder is not None else nullcontext() as kept:
+        for subject in subjects:
+            run.ask(subject, kept)
+    found = {key: answered for each in ranks.gather(run.answered) for key, answered in each.items()}
+    results = run.summed_up(subjects, found, identity, folder) if ranks.rank == 0 else {}
+    return ranks.broadcast(results)
 
 
-def _sample(prompt: Prompt, raw: str | GenerationFailure, model: str) -> dict[str, Any]:
-    setting = prompt.setting
-    task = TASKS[setting.task]
-    found = score(raw, prompt.target, task.styles[setting.style])
-    failed = isinstance(raw, GenerationFailure)
-    query = task.query(setting.split, prompt.query_id)
-    return {
-        "task": setting.task,
-        "model": model,
-        "query_id": prompt.query_id,
-        "split": setting.split,
-        "style": setting.style,
-        "seed": prompt.seed,
-        "shots": setting.shots,
-        "condition": setting.condition,
-        "demonstration_ids": list(prompt.demonstration_ids),
-        "prompt_sha": prompt_sha(prompt.document),
-        "image_ids": [image.id for image in prompt.document.images],
-        # The query's own, whatever a condition shows instead: queries on one image are not independent.
-        "query_image_id": query.image.id,
-        "raw": None if failed else raw,
-        "extracted": found.extracted,
-        "target": prompt.target,
-        "score": found.score,
-        "status": found.status,
-        "error": raw.reason if failed else None,
-        "read": None if failed else task.has_read(query, setting.style, raw),
-    }
+def identity_of(subjects: Sequence[Subject], config: EvaluationConfig) -> dict[str, Any]:
+    """What changes the answers, as plain JSON."""
+    chosen = {name: value for name, value in asdict(config).items() if name not in CHANGES_NOTHING}
+    models = {subject.name: subject.checkpoint_sha for subject in subjects}
+    return {"version": flamingo_lite.__version__, "eval": chosen, "models": models}
 
 
-def _in_order(groups: Iterable[list[dict[str, Any]]]) -> list[dict[str, Any]]:
-    keys = ("task", "model", "split", "style", "condition", "shots", "seed", "query_id")
-    samples = (sample for group in groups for sample in group)
-    return sorted(samples, key=lambda sample: tuple(sample[key] for key in keys))
+def _begin(
+    folder: Path | None, identity: Mapping[str, Any], resume: bool
+) -> tuple[dict[str, Any] | None, dict[Key, Answered]]:
+    """The results where all is done, and what was answered before."""
+    if folder is None:
+        return None, {}
+    if not resume:
+        journal.end(folder)
+    elif (folder / RESULTS).is_file():
+        results = load_results(folder)
+        journal.check_same(results.get("identity") or {}, identity, folder)
+        return results, {}
+    journal.begin(folder, identity)
+    return None, journal.read(folder)
 
 
-def _cell(
-    setting: Setting, model: str, samples: list[dict[str, Any]], shown: list[Prompt], resamples: int
-) -> dict[str, Any]:
-    answered = [s for s in samples if s["status"] != "failed"]
-    clusters = sample_clusters(answered)
-    estimate = clustered_bootstrap(
-        [s["score"] for s in answered], clusters, resamples, sets=sample_sets(answered), bounds=(0.0, 1.0)
-    )
-    seeds = sorted({s["seed"] for s in samples})
-    by_seed = [_mean(s["score"] for s in answered if s["seed"] == seed) for seed in seeds]
-    read = [s["read"] for s in answered if s["read"] is not None]
-    copied = copy_rate(
-        (s["extracted"], s["target"], p.demonstration_answers) for s, p in zip(samples, shown, strict=True)
-    )
-    interval = None if estimate.ci95 is None else [_rounded(bound) for bound in estimate.ci95]
-    return {
-        "task": setting.task,
-        "model": model,
-        "split": setting.split,
-        "style": setting.style,
-        "shots": setting.shots,
-        "condition": setting.condition,
-        "metric": "exact_match",
-        "value": _rounded(estimate.value),
-        "se": _rounded(estimate.se),
-        "ci95": interval,
-        "n": len(answered),
-        "n_failed": len(samples) - len(answered),
-        "n_unparsed": sum(s["status"] == "unparsed" for s in answered),
-        "n_queries": len({s["query_id"] for s in answered}),
-        "seeds": seeds,
-        "by_seed": by_seed,
-        "seed_sd": _rounded(seed_spread([mean for mean in by_seed if mean is not None])),
-        "n_clusters": len(set(clusters)),
-        "clustered_by": estimate.clustered_by,
-        "copy_rate": _rounded(copied),
-        "majority_baseline": _rounded(majority_baseline([s["target"] for s in answered])),
-        "read_rate": _mean(read),
-    }
+@dataclass
+class _Run:
+    """One process's part of an evaluation. `answered`: its share of the predictions, as they come."""
+
+    config: EvaluationConfig
+    selectors: Mapping[str, Selection]
+    ranks: Ranks
+    known: Mapping[Key, Answered]
+    progress: Progress | None
+    answered: dict[Key, Answered] = field(default_factory=dict)
+    built: dict[tuple[Setting, int, int], Prompt] = field(default_factory=dict)
+
+    def ask(self, subject: Subject, kept: Journal | None) -> None:
+        """Has the subject answer this process's share of what is still open."""
+        at_once = self.config.batch_size * BATCHES_AT_ONCE
+        answering: Answering | None = None
+        waiting: dict[Key, Prompt] = {}
+
+        def flush() -> None:
+            nonlocal answering
+            if waiting:
+                if answering is None:
+                    answering = Answering(*subject.load())
+                found = dict(zip(waiting, answers(list(waiting.values()), answering), strict=True))
+                if kept is not None:
+                    kept.write(list(found.items()))
+                self.answered |= found
+                waiting.clear()
+
+        for key, prompt in self._share(subject):
+            before = self.known.get(key)
+            if before is not None and before.prompt_sha == prompt_sha(prompt.document):
+                self.answered[key] = before
+                continue
+            if not waiting:
+                self._say(prompt.setting)
+            waiting[key] = prompt
+            if len(waiting) == at_once:
+                flush()
+        flush()
+        self._say(None)
+
+    def _share(self, subject: Subject) -> Iterator[tuple[Key, Prompt]]:
+        """This process's predictions. All of one query come together: their prompts have much in common."""
+        groups: dict[tuple[str, str], list[Setting]] = {}
+        for setting in settings(self.config):
+            groups.setdefault((setting.task, setting.split), []).append(setting)
+        turn = count()
+        for group in groups.values():
+            for query_id in range(query_count(group[0], self.config)):
+                if next(turn) % self.ranks.number != self.ranks.rank:
+                    continue
+                for setting in group:
+                    for seed in seeds_of(setting, self.config):
+                        yield _key(subject, setting, seed, query_id), self._prompt(setting, seed, query_id)
+
+    def _prompt(self, setting: Setting, seed: int, query_id: int) -> Prompt:
+        place = (setting, seed, query_id)
+        if place not in self.built:
+            self.built[place] = asked(setting, query_id, seed, self.config, self.selectors)
+        return self.built[place]
+
+    def _say(self, setting: Setting | None) -> None:
+        if self.progress is None:
+            return
+        total = self.total
+        done = min(total, len(self.answered) * self.ranks.number)
+        label = "" if setting is None else f"{setting.task}, {setting.split}"
+        self.progress(done, total, label)
+
+    @property
+    def total(self) -> int:
+        """Predictions of one model, of all processes."""
+        return sum(len(seeds_of(s, self.config)) * query_count(s, self.config) for s in settings(self.config))
+
+    def summed_up(
+        self,
+        subjects: Sequence[Subject],
+        found: Mapping[Key, Answered],
+        identity: Mapping[str, Any],
+        folder: Path | None,
+    ) -> dict[str, Any]:
+        """Scores everything, and writes the files."""
+        samples: list[list[dict[str, Any]]] = []
+        cells: list[dict[str, Any]] = []
+        for subject in subjects:
+            for setting in settings(self.config):
+                lines, cell = self._cell(subject, setting, found)
+                samples.append(lines)
+                cells.append(cell)
+        results = {
+            "schema_version": SCHEMA_VERSION,
+            "git_sha": git_sha(),
+            "config_sha": sha256_of_json(asdict(self.config)),
+            "config": asdict(self.config),
+            "identity": identity,
+            "environment": environment(),
+            "models": {s.name: {"checkpoint_sha": s.checkpoint_sha, **s.info} for s in subjects},
+            "failures": failures_of(sample for lines in samples for sample in lines),
+            "cells": cells,
+        }
+        if folder is not None:
+            # The samples come first: results without them cannot be checked, samples without results can be summed
+            # up again.
+            write_samples(in_order(samples), folder)
+            write_results(results, folder)
+            journal.end(folder)
+        return results
+
+    def _cell(
+        self, subject: Subject, setting: Setting, found: Mapping[Key, Answered]
+    ) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+        """The lines of one cell's predictions, and the cell."""
+        places = [
+            (seed, query_id)
+            for seed in seeds_of(setting, self.config)
+            for query_id in range(query_count(setting, self.config))
+        ]
+        prompts = [self._prompt(setting, *place) for place in places]
+        answered = [found[_key(subject, setting, *place)] for place in places]
+        lines = score_cell(prompts, [each.outcome for each in answered], subject.name)
+        for line, each in zip(lines, answered, strict=True):
+            line["near_tie"] = each.near_tie
+        cell = cell_of(setting, subject.name, lines, prompts, self.config.resamples)
+        near_ties = sum(each.near_tie for each in answered)
+        return lines, {**cell, "n_near_ties": near_ties}
 
 
-def _mean(values: Iterable[float]) -> float | None:
-    listed = list(values)
-    return _rounded(sum(listed) / len(listed)) if listed else None
+def _check_subjects(subjects: Sequence[Subject]) -> None:
+    names = [subject.name for subject in subjects]
+    if twice := next((name for name in names if names.count(name) > 1), None):
+        raise FlamingoError(f"the model {twice} is named twice; give each a name of its own")
 
 
-def _rounded(value: float | None) -> float | None:
-    return None if value is None else round(value, 6)
+def _key(subject: Subject, setting: Setting, seed: int, query_id: int) -> Key:
+    return (subject.name, *asdict(setting).values(), seed, query_id)

@@ -1,24 +1,45 @@
 """score: how likely the model finds each candidate after each document.
 
-The prompt runs once; its cache is shared by the candidates, which then run together.
-Shape letters: b batch, t text positions, s candidates, l tokens of the longest candidate.
+The prompt runs once. Then the candidates run after it: as one tree where the language model takes a mask of its own,
+else each on a copy of the prompt's cache.
+Shape letters: b batch, t text positions, s candidates, l tokens of the longest candidate, k nodes, e edges, v vocabulary.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from flamingo_lite.document import Document, Text
 from flamingo_lite.errors import FlamingoError
+from flamingo_lite.generation.candidates import (
+    NODES_AT_ONCE,
+    ROOT,
+    CandidateTree,
+    along_paths,
+    candidate_tree,
+    tree_mask,
+)
+from flamingo_lite.generation.images import MediaStore
+from flamingo_lite.generation.prefixes import can_share
 from flamingo_lite.generation.prompts import PromptBatch, encode_prompts, evaluating, prompt_batches
 from flamingo_lite.models.model import VisionLanguageModel
+from flamingo_lite.models.packing import has_layer_types, refuse_packing
+from flamingo_lite.models.parts import CACHE
 from flamingo_lite.nn.masks import first_images
 from flamingo_lite.processing import VisionLanguageProcessor
+from flamingo_lite.text.tokenizer import Encoded
 from flamingo_lite.text.turns import has_roles
+
+LOGITS_AT_ONCE = 2**27
+"""How many logits a forward of a tree may give: bounds memory, changes no result."""
+
+COUNTS_KEYS = frozenset({"gpt_neo"})
+"""Families with local layers that count keys by their place in the cache, whatever the positions say."""
 
 
 def score(
@@ -39,36 +60,137 @@ def score(
         raise FlamingoError(
             f"score needs documents and candidates; got {len(documents)} and {len(candidates)}"
         )
-    first = documents[0]
-    start = len(processor.encode(first))
-    segments = [c if isinstance(c, Text) else Text(c) for c in candidates]
-    if has_roles(first):
-        segments = [replace(c, role="assistant") for c in segments]
-    answers = [processor.encode(Document([*first, c])).input_ids[start:] for c in segments]
-    if not all(answers):
-        raise FlamingoError(f"candidate {answers.index([])} is empty; a candidate needs at least one token")
+    answers = candidate_ids(processor, documents[0], candidates)
     encoded = encode_prompts(model, processor, documents, max(map(len, answers)))
     result = torch.empty(len(encoded), len(candidates))
-    with evaluating(model):
-        for batch in prompt_batches(model, processor, encoded, max(1, batch_size // len(candidates))):
-            result[batch.rows] = _score_batch(model, batch, answers).cpu()
+    for row, found in log_probabilities(model, processor, encoded, answers, batch_size=batch_size):
+        result[row] = found
     return result
 
 
-def _score_batch(model: VisionLanguageModel, batch: PromptBatch, answers: list[list[int]]) -> Tensor:
+def candidate_ids(
+    processor: VisionLanguageProcessor, document: Document, candidates: Sequence[str | Text]
+) -> list[list[int]]:
+    """The tokens that each candidate adds to a document. Raises FlamingoError for one that adds none."""
+    start = len(processor.encode(document))
+    segments = [c if isinstance(c, Text) else Text(c) for c in candidates]
+    if has_roles(document):
+        segments = [replace(c, role="assistant") for c in segments]
+    answers = [processor.encode(Document([*document, c])).input_ids[start:] for c in segments]
+    if not all(answers):
+        raise FlamingoError(f"candidate {answers.index([])} is empty; a candidate needs at least one token")
+    return answers
+
+
+def log_probabilities(
+    model: VisionLanguageModel,
+    processor: VisionLanguageProcessor,
+    encoded: Sequence[Encoded],
+    answers: Sequence[Sequence[int]],
+    *,
+    batch_size: int,
+    store: MediaStore | None = None,
+    share: bool = True,
+) -> Iterator[tuple[int, Tensor]]:
+    """Each prompt's place and (s) log-probabilities of `answers` after it, as they come; see `prompt_batches`."""
+    if batch_size < 1:
+        raise FlamingoError(f"batch_size is {batch_size}; it must be at least 1")
+    if share and can_run_trees(model):
+        tree = candidate_tree(answers)
+        nodes = min(max(1, len(tree.tokens)), NODES_AT_ONCE)
+        vocabulary = model.config.text_config.get_text_config().vocab_size
+        rows = max(1, min(batch_size, LOGITS_AT_ONCE // (nodes * vocabulary)))
+    else:
+        tree, rows = None, max(1, batch_size // len(answers))
+    with evaluating(model):
+        for batch in prompt_batches(model, processor, encoded, rows, store, share):
+            found = _score_rows(model, batch, answers) if tree is None else _score_tree(model, batch, tree)
+            yield from zip(batch.rows, found.cpu(), strict=True)
+
+
+def can_run_trees(model: VisionLanguageModel) -> bool:
+    """Does the language model take a mask (b 1 k t+k) and positions, by which alone a branch knows its place?"""
+    if "position_ids" not in model.accepted or not can_share(model):
+        return False
+    try:
+        refuse_packing(model.language)
+    except FlamingoError:
+        return False
+    return model.language.config.get_text_config().model_type not in COUNTS_KEYS
+
+
+def _prompt(model: VisionLanguageModel, batch: PromptBatch) -> Any:
+    """What the model gives for the last token of each prompt, with its cache."""
+    new = slice(batch.seen, None)
+    first = first_images(batch.media_index) if model.fusion.sees == "all_previous" else None
+    return model(
+        batch.input_ids[:, new],
+        attention_mask=batch.attention_mask,
+        media_index=batch.media_index[:, new],
+        media_first=None if first is None else first[:, new],
+        media=batch.media,
+        use_cache=True,
+        logits_to_keep=1,
+        **{CACHE: batch.past},
+    )
+
+
+def _score_tree(model: VisionLanguageModel, batch: PromptBatch, tree: CandidateTree) -> Tensor:
+    """(b s) log-probabilities."""
+    out = _prompt(model, batch)
+    cache = out.past_key_values
+    prompt = [(layer.keys, layer.values) for layer in cache.layers]
+    edges = torch.empty(len(batch.rows), len(tree.edges), device=batch.input_ids.device)
+    _fill(edges, tree, [ROOT], out.logits[:, -1:])
+    for nodes in tree.parts():
+        for layer, (keys, values) in zip(cache.layers, prompt, strict=True):
+            layer.keys, layer.values = keys, values
+        _fill(edges, tree, nodes, _node_logits(model, batch, tree, nodes, cache))
+    return along_paths(edges, tree.paths)
+
+
+def _node_logits(
+    model: VisionLanguageModel, batch: PromptBatch, tree: CandidateTree, nodes: list[int], cache: Any
+) -> Tensor:
+    """(b k v) after each of `nodes`."""
+    b, device = len(batch.rows), batch.input_ids.device
+    depths = torch.tensor([tree.depths[node] for node in nodes], device=device)
+    lengths = batch.attention_mask.sum(1, keepdim=True)
+    mask: Any = tree_mask(tree.ancestors(nodes), batch.attention_mask, model.language.dtype)
+    if has_layer_types(model.language.config):
+        mask = {"full_attention": mask}
+    return model(
+        torch.tensor([tree.tokens[node] for node in nodes], device=device).expand(b, -1),
+        attention_mask=mask,
+        position_ids=lengths + depths,
+        media_index=batch.media_index[:, -1:].expand(-1, len(nodes)),
+        media_first=first_images(batch.media_index)[:, -1:].expand(-1, len(nodes)),
+        media=batch.media,
+        use_cache=True,
+        **{CACHE: cache},
+    ).logits
+
+
+def _fill(edges: Tensor, tree: CandidateTree, nodes: list[int], logits: Tensor) -> None:
+    """Writes the log-probability of every edge (b e) that leaves `nodes`, whose logits (b k v) these are."""
+    place = {node: i for i, node in enumerate(nodes)}
+    leaving = [
+        (number, place[node], token) for number, (node, token) in enumerate(tree.edges) if node in place
+    ]
+    if not leaving:
+        return
+    number, node, token = (torch.tensor(column, device=edges.device) for column in zip(*leaving, strict=True))
+    whole = torch.stack([row.float().logsumexp(-1) for row in logits])
+    edges[:, number] = logits[:, node, token].float() - whole[:, node]
+
+
+def _score_rows(model: VisionLanguageModel, batch: PromptBatch, answers: Sequence[Sequence[int]]) -> Tensor:
     """(b s) log-probabilities."""
     b, s, longest = len(batch.rows), len(answers), max(map(len, answers))
     device = batch.input_ids.device
     lengths = torch.tensor([len(a) for a in answers], device=device)
-    tokens = torch.tensor([a + [0] * (longest - len(a)) for a in answers], device=device)
-    out = model(
-        batch.input_ids,
-        attention_mask=batch.attention_mask,
-        media_index=batch.media_index,
-        media=batch.media,
-        use_cache=True,
-        logits_to_keep=1,
-    )
+    tokens = torch.tensor([[*a, *[0] * (longest - len(a))] for a in answers], device=device)
+    out = _prompt(model, batch)
     logits = out.logits[:, -1:].repeat_interleave(s, dim=0)  # (b s) 1 v
     if longest > 1:
         # All but the last token of every candidate, after the prompt's cache, one copy of it per candidate.

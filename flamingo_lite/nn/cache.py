@@ -6,7 +6,7 @@ It is not a tensor, so `generate` neither repeats it for beams nor slices it: ro
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Hashable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import cast
 
@@ -83,6 +83,93 @@ class _Selection(MediaCache):
             key, value = self._parent.keys_values(layer, project)
             self._selected[layer] = (key.index_select(0, self._index), value.index_select(0, self._index))
         return self._selected[layer]
+
+
+class MediaPool(MediaCache):
+    """Media tokens of images by key, over many calls, with their keys and values of every layer that has asked.
+
+    It holds about `capacity` images: a new one takes the row of the one that was used longest ago. Rows keep their
+    numbers until then, so a `media_index` may point into the pool itself.
+    """
+
+    def __init__(self, capacity: int) -> None:
+        if capacity < 1:
+            raise ValueError(f"MediaPool of {capacity} images; expected at least 1")
+        self.capacity = capacity
+        self._rows: dict[Hashable, int] = {}  # the key used longest ago first
+        self._media: Tensor | None = None  # grown as images come
+        self._projected: dict[int, KeysValues] = {}
+        self._stale: dict[
+            int, set[int]
+        ] = {}  # by layer, rows whose keys and values are those of another image
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def __contains__(self, key: object) -> bool:
+        return key in self._rows
+
+    def rows(self, keys: Iterable[Hashable]) -> list[int]:
+        """The row of each image, which counts as used now. Raises KeyError for one that is not here."""
+        found = []
+        for key in keys:
+            row = self._rows.pop(key)
+            self._rows[key] = row
+            found.append(row)
+        return found
+
+    def put(self, keys: Sequence[Hashable], tokens: Tensor, keep: Collection[Hashable] = ()) -> None:
+        """Takes the media tokens (k n d) of `keys` in; those in `keep` lose no row to them, whatever the capacity."""
+        if not keys:
+            return
+        spare = [key for key in self._rows if key not in keep and key not in keys]
+        rows = []
+        for key in keys:
+            if key in self._rows:
+                row = self._rows.pop(key)
+            elif len(self._rows) >= self.capacity and spare:
+                row = self._rows.pop(spare.pop(0))
+            else:
+                row = len(self._rows)
+            self._rows[key] = row
+            rows.append(row)
+        self._media = _grown(self._media, tokens, self.capacity, max(rows) + 1)
+        self._media[rows] = tokens
+        for stale in self._stale.values():
+            stale.update(rows)
+
+    def tokens(self, encode: Callable[..., Tensor]) -> Tensor:
+        return self._filled()[: len(self)]
+
+    def keys_values(self, layer: int, project: Callable[[Tensor], KeysValues]) -> KeysValues:
+        media, stale = self._filled(), self._stale.setdefault(layer, set(range(len(self))))
+        if stale:
+            rows = sorted(stale)
+            fresh = project(media[rows])
+            known = self._projected.get(layer, (None, None))
+            grown = [_grown(old, new, len(media), len(media)) for old, new in zip(known, fresh, strict=True)]
+            for buffer, new in zip(grown, fresh, strict=True):
+                buffer[rows] = new
+            self._projected[layer] = (grown[0], grown[1])
+            stale.clear()
+        key, value = self._projected[layer]
+        return key[: len(self)], value[: len(self)]
+
+    def _filled(self) -> Tensor:
+        if self._media is None:
+            raise RuntimeError("MediaPool: no image has been put in yet")
+        return self._media
+
+
+def _grown(buffer: Tensor | None, like: Tensor, capacity: int, least: int) -> Tensor:
+    """A buffer of at least `least` rows of the kind of `like`, the old rows first; doubled, up to `capacity` rows."""
+    if buffer is not None and len(buffer) >= least:
+        return buffer
+    rows = max(least, min(capacity, 2 * least))
+    larger = like.new_empty(rows, *like.shape[1:])
+    if buffer is not None:
+        larger[: len(buffer)] = buffer
+    return larger
 
 
 @dataclass(frozen=True)

@@ -24,7 +24,7 @@ def open_features(
     draft: bool,
 ) -> FeatureCache | None:
     """The cache under a key of all that features depend on: the encoder's weights and what is read of it, how images
-    are decoded and transformed, the types that are computed in. None without a directory.
+    are decoded and transformed, the types that are computed in (`features_key`). None without a directory.
 
     Errors: `FlamingoError` when the vision encoder trains.
     """
@@ -36,6 +36,14 @@ def open_features(
             f"data.features keeps what a frozen vision encoder computes, and {len(training)} of its parameters train "
             f"(vision.{training[0]}); freeze them, or set data.features.directory=null"
         )
+    limit = parse_bytes(config.bytes, "data.features.bytes")
+    return FeatureCache(config.directory, features_key(model, processor, precision, draft), limit)
+
+
+def features_key(
+    model: VisionLanguageModel, processor: VisionLanguageProcessor, precision: str, draft: bool
+) -> str:
+    """The name of all that features depend on."""
     depends_on = {
         "encoder": frozen_sha256(nn.ModuleDict({"vision": model.vision})),
         "tower": model.config.vision_tower,
@@ -43,8 +51,7 @@ def open_features(
         "precision": precision,
         "draft": draft,
     }
-    key = sha256_of_json(depends_on)[:32]
-    return FeatureCache(config.directory, key, parse_bytes(config.bytes, "data.features.bytes"))
+    return sha256_of_json(depends_on)[:32]
 
 
 def complete(

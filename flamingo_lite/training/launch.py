@@ -28,15 +28,16 @@ GRACE = 20.0
 """Seconds that ranks get to end by themselves after one of them has failed."""
 
 
-def launch(settings: str, devices: int) -> None:
-    """Trains with `settings` (YAML) on `devices` ranks of this machine; returns when all have finished.
+def launch(settings: str, devices: int, what: str = "train") -> None:
+    """Runs the command `what` with `settings` (YAML) on `devices` ranks of this machine; returns when all have
+    finished.
 
     Errors: `FlamingoError` with the cause when one fails or dies, `Interrupted` when a signal stopped them.
     """
     with tempfile.TemporaryDirectory(prefix="flamingo_lite-") as folder:
         path = Path(folder) / "config.yaml"
         path.write_text(settings)
-        command = [sys.executable, "-m", "flamingo_lite", "train", "--config", str(path)]
+        command = [sys.executable, "-m", "flamingo_lite", what, "--config", str(path)]
         supervise([command] * devices)
 
 
@@ -119,6 +120,11 @@ class _Rank:
         self.reader.join(timeout=1.0)
         code = self.process.returncode
         said = [line.removeprefix(PREFIX).strip() for line in self.lines if line.startswith(PREFIX)]
+        if -code in FORWARDED:  # it came before the rank could handle it
+            name = signal.Signals(-code).name
+            return Interrupted(
+                f"rank {self.number} was stopped by {name} while it started; the same command continues"
+            )
         if code < 0:
             name = signal.Signals(-code).name
             out_of_memory = " (the machine may be out of memory)" if name == "SIGKILL" else ""

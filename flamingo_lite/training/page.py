@@ -10,9 +10,9 @@ from pathlib import Path
 from flamingo_lite.data.pages import data_uri
 from flamingo_lite.errors import FlamingoError
 from flamingo_lite.evaluation.curves import Series, read_curves
+from flamingo_lite.evaluation.pages import page_environment
 from flamingo_lite.evaluation.panels import SECTIONS, Panel
 from flamingo_lite.evaluation.plots import png
-from flamingo_lite.evaluation.report import page_environment
 from flamingo_lite.evaluation.results import write_atomically
 from flamingo_lite.evaluation.training_plots import section_figure
 from flamingo_lite.training.samples import GENERATIONS, Sample, picture_path, read_samples

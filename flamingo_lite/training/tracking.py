@@ -7,7 +7,7 @@ later and in other processes, add to it: its id stands in the run's folder and i
 import json
 import os
 import secrets
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,8 @@ from omegaconf import OmegaConf
 import flamingo_lite
 from flamingo_lite.errors import FlamingoError, first_line
 from flamingo_lite.evaluation.environment import git_sha
+from flamingo_lite.evaluation.gallery import redrawn
+from flamingo_lite.evaluation.grid import Files
 from flamingo_lite.evaluation.panels import IMAGES, SAMPLES
 from flamingo_lite.names import check_choice
 from flamingo_lite.training.samples import SampleHistory, picture_path
@@ -30,6 +32,10 @@ FINISH = 300
 """Seconds that the last figures get to arrive; what has not is in the run's folder all the same."""
 MODES = ("offline", "online", "disabled")
 ARTIFACTS = ("all", "metadata", "none")
+PREDICTION = (
+    "model", "rendering", "style", "shots", "seed", "query_id", "target", "extracted", "score", "status", "raw",
+)  # fmt: skip
+"""Of a prediction, what stands in the table of all of them."""
 FOLDERS = ("WANDB_DATA_DIR", "WANDB_CACHE_DIR", "WANDB_ARTIFACT_DIR")
 CHOSEN_BY_USER = frozenset(name for name in FOLDERS if name in os.environ)
 
@@ -129,6 +135,33 @@ class Tracker:
         import wandb
 
         self._log({f"plots/{path.stem}": wandb.Image(str(path)) for path in paths}, step)
+
+    def log_predictions(self, samples: Sequence[Mapping[str, Any]], files: Files | None, step: int) -> None:
+        """Every prediction of an evaluation beside the images of its prompt: a table for each task, split and condition.
+
+        A prompt that cannot be drawn again, bit by bit, has no images there.
+        """
+        if self.run is None or not samples:
+            return
+        import wandb
+
+        shown: dict[str, Any] = {}
+        groups: dict[str, list[Mapping[str, Any]]] = {}
+        for sample in samples:
+            name = "/".join(("predictions", sample["task"], sample["split"], sample["condition"]))
+            groups.setdefault(name, []).append(sample)
+        tables: dict[str, Any] = {}
+        for name, group in groups.items():
+            table = wandb.Table(columns=[*PREDICTION, "images"], allow_mixed_types=True)
+            for sample in group:
+                document = redrawn(dict(sample), files)
+                images = document.images if document is not None else ()
+                for image in images:
+                    if image.id not in shown:
+                        shown[image.id] = wandb.Image(image.pil())
+                table.add_data(*(sample.get(key) for key in PREDICTION), [shown[i.id] for i in images])
+            tables[name] = table
+        self._log(tables, step)
 
     def summarize(self, values: Mapping[str, float | str]) -> None:
         """Figures of the run as a whole."""

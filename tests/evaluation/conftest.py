@@ -7,8 +7,8 @@ import random
 import pytest
 
 from flamingo_lite.document import Document, Image
+from flamingo_lite.evaluation.answers import Generate
 from flamingo_lite.evaluation.results import prompt_sha
-from flamingo_lite.evaluation.runner import Generate
 
 RULES = {
     "add": lambda a, b: a + b,

@@ -1,7 +1,9 @@
 from __future__ import annotations
 
+import itertools
 import random
 from collections import Counter
+from collections.abc import Iterator
 
 import pytest
 from hypothesis import given
@@ -12,40 +14,42 @@ from flamingo_lite.errors import FlamingoError
 from flamingo_lite.evaluation.demonstrations import (
     Example,
     draw_demonstrations,
+    endlessly,
     episode_generator,
     permute_answers,
 )
 
-POOL = [Example(str(i), Image(b"%d" % i), str(i), str(i)) for i in range(12)]
+POOL = [Example(str(i), (Image(b"%d" % i),), str(i), str(i)) for i in range(12)]
+QUERY = Example("query", (Image(b"query"),), "", "")
 
 
-def pick(generator: random.Random) -> Example:
-    return generator.choice(POOL)
+def picks(seed: int) -> Iterator[Example]:
+    return endlessly(lambda generator: generator.choice(POOL))(random.Random(seed))
 
 
 @given(seed=st.integers(), few=st.integers(0, 10), more=st.integers(0, 10))
 def test_smaller_sets_are_prefixes_of_larger_ones(seed: int, few: int, more: int) -> None:
     few, more = sorted((few, more))
-    smaller = draw_demonstrations(pick, random.Random(seed), few, exclude=[])
-    larger = draw_demonstrations(pick, random.Random(seed), more, exclude=[])
+    smaller = draw_demonstrations(picks(seed), few, QUERY)
+    larger = draw_demonstrations(picks(seed), more, QUERY)
     assert larger[:few] == smaller
 
 
 @given(seed=st.integers(), excluded=st.integers(0, 11))
 def test_no_image_appears_twice_and_none_is_excluded(seed: int, excluded: int) -> None:
-    found = draw_demonstrations(pick, random.Random(seed), 11, exclude=[POOL[excluded].image.id])
+    found = draw_demonstrations(picks(seed), 11, query=POOL[excluded])
     assert {example.id for example in found} == {str(i) for i in range(12)} - {str(excluded)}
 
 
 def test_equal_bytes_count_as_one_image_whatever_their_ids() -> None:
-    twins = [Example("a", Image(b"x"), "", "1"), Example("b", Image(b"x"), "", "1"), POOL[0]]
-    found = draw_demonstrations(lambda generator: generator.choice(twins), random.Random(0), 2, exclude=[])
-    assert len({example.image.id for example in found}) == 2
+    twins = [Example("a", (Image(b"x"),), "", "1"), Example("b", (Image(b"x"),), "", "1"), POOL[0]]
+    found = draw_demonstrations(itertools.cycle(twins), 2, QUERY)
+    assert len({example.images for example in found}) == 2
 
 
 def test_a_support_smaller_than_the_shots_is_one_line() -> None:
-    with pytest.raises(FlamingoError, match="12 distinct images for 13 shots") as caught:
-        draw_demonstrations(pick, random.Random(0), 13, exclude=[])
+    with pytest.raises(FlamingoError, match="12 distinct examples for 13 shots") as caught:
+        draw_demonstrations(picks(0), 13, QUERY)
     assert "\n" not in str(caught.value)
 
 

@@ -12,6 +12,7 @@ import pytest
 from flamingo_lite.document import Document
 from flamingo_lite.errors import FlamingoError
 from flamingo_lite.evaluation import plots
+from flamingo_lite.evaluation.answers import Generate
 from flamingo_lite.evaluation.curves import gates, read_curves
 from flamingo_lite.evaluation.findings import findings
 from flamingo_lite.evaluation.gallery import choose, gallery
@@ -19,7 +20,7 @@ from flamingo_lite.evaluation.grid import EvaluationConfig
 from flamingo_lite.evaluation.metrics import GenerationFailure
 from flamingo_lite.evaluation.report import evaluation_figures, write_report
 from flamingo_lite.evaluation.results import load_results, load_samples
-from flamingo_lite.evaluation.runner import Generate, evaluate
+from flamingo_lite.evaluation.runner import evaluate
 
 HOSTILE = "<script>alert(1)</script><img src=http://example.org/x>"
 
