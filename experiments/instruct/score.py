@@ -4,6 +4,7 @@
 
 Single questions: 200 of each kind, a held-out scene each. Conversations: three turns about two held-out images, in which
 the model goes on from its own answers; two of the turns mostly ask the same of both images, with different answers.
+--words: the same in words, every image replaced by what it shows: what the language model can do at best.
 """
 
 from __future__ import annotations
@@ -91,6 +92,7 @@ def main() -> None:
     parser.add_argument("model", type=pathlib.Path)
     parser.add_argument("--output", type=pathlib.Path)
     parser.add_argument("--number", type=int, default=200)
+    parser.add_argument("--words", action="store_true", help="images are replaced by what they show")
     arguments = parser.parse_args()
 
     torch.set_num_threads(1)
@@ -103,12 +105,16 @@ def main() -> None:
             question_about_text(lettering, i) for i in range(arguments.number)
         ]
     for name, documents in sets.items():
+        if arguments.words:
+            documents = [document.text_twin() for document in documents]
         pairs = [turns[0] for turns in played(model, processor, documents)]
         results[name] = figures([said == wanted for said, wanted in pairs])
         wrong[name] = [pair for pair in pairs if pair[0] != pair[1]][:5]
         print(f"{name:>28}  {results[name]}  {wrong[name][:2]}", flush=True)
 
     documents = [two_images(random.Random(f"two images {i}"), held_out=True) for i in range(arguments.number)]
+    if arguments.words:
+        documents = [document.text_twin() for document in documents]
     said = played(model, processor, documents)
     by_kind: dict[str, list[bool]] = defaultdict(list)
     turns: list[bool] = []

@@ -63,7 +63,7 @@ WRITTEN_AS_DATA = (
     "{%- set said.before = 'image' -%}\n"
     "{%- elif part.text and (t.writes_questions or not is_user) -%}\n"
     "{%- set joint = t.image_joint if said.before == 'image' else '' -%}\n"
-    "{%- set is_input = is_user and said.before == 'text' and t.input_before is not none -%}\n"
+    "{%- set is_input = is_user and said.before == 'text' and not said.input and t.input_before is not none -%}\n"
     "{%- set text = t.input_before + part.text.strip() if is_input else part.text -%}\n"
     "{%- set said.words = said.words + joint + text -%}\n"
     "{%- set said.before = 'text' -%}{%- set said.input = said.input or is_input -%}\n"

@@ -165,14 +165,16 @@ class ConversationTemplate:
         yield from images(isinstance(before, Image) and not self.image_joint)
 
     def _segments(self, turn: Turn) -> Iterator[tuple[Text | Image | None, Text | Image, bool]]:
-        """Each segment behind the one before it; is it an input, a text right behind another one? The ends of the turn
-        are without blanks where the template strips them."""
+        """Each segment behind the one before it; is it the input, the first text right behind another one? The ends of
+        the turn are without blanks where the template strips them."""
         before: Text | Image | None = None
+        has_input = False
         for segment in _stripped(turn.segments) if self.strips else turn.segments:
             if isinstance(segment, Text) and not segment.text:
                 continue
-            yield before, segment, isinstance(before, Text) and isinstance(segment, Text)
-            before = segment
+            is_input = not has_input and isinstance(before, Text) and isinstance(segment, Text)
+            yield before, segment, is_input
+            before, has_input = segment, has_input or is_input
 
 
 def _stripped(segments: Sequence[Text | Image]) -> list[Text | Image]:

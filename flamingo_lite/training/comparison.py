@@ -102,20 +102,24 @@ def plan_systems(systems: Mapping[str, TrainingConfig], compare: ComparisonConfi
     Errors: `FlamingoError` for fewer documents than the budget, for arithmetic that cannot be counted, and for unlike
     numbers of media tokens.
     """
-    plans = {name: _plan(config, compare) for name, config in systems.items()}
-    counts = {name: plan.media_tokens for name, plan in plans.items()}
+    bare = {name: _bare(config) for name, config in systems.items()}
+    counts = {name: model.connector.tokens for name, (model, _) in bare.items()}
     if compare.same_media_tokens and len(set(counts.values())) > 1:
         shown = ", ".join(f"{name} {count}" for name, count in counts.items())
         raise FlamingoError(
             f"an image becomes unlike numbers of tokens ({shown}), so that more than the fusion is compared; set a "
             "resampler's NAME/model.connector.latents=, or compare.same_media_tokens=false"
         )
-    return plans
+    return {name: _plan(config, compare, *bare[name]) for name, config in systems.items()}
 
 
-def _plan(config: TrainingConfig, compare: ComparisonConfig) -> SystemPlan:
+def _plan(
+    config: TrainingConfig,
+    compare: ComparisonConfig,
+    model: VisionLanguageModel,
+    processor: VisionLanguageProcessor,
+) -> SystemPlan:
     stage = config.stage
-    model, processor = _bare(config)
     template = source_template(processor, {}, ONLY_SOURCE)
     shards = Shards(config.data.directory)
     if compare.flops is None and len(shards) < compare.samples:

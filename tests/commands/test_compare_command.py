@@ -1,0 +1,112 @@
+"""The words of `flamingo-lite compare`, and a comparison from end to end in the small."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from flamingo_lite import cli
+from flamingo_lite.commands.compare import compose, sorted_words
+from flamingo_lite.errors import FlamingoError
+from flamingo_lite.evaluation.results import load_results
+
+
+def test_words_are_systems_overrides_of_all_and_overrides_of_one() -> None:
+    words = ["flamingo_tiny", "b:llava_tiny", "seed=3", "b/model.fusion.name=prefix", "data.directory=a/b"]
+    assert sorted_words(words) == (
+        {"flamingo_tiny": "flamingo_tiny", "b": "llava_tiny"},
+        ["seed=3", "data.directory=a/b"],
+        {"b": ["model.fusion.name=prefix"]},
+    )
+
+
+def test_without_systems_the_preset_s_are_compared_with_as_many_media_tokens() -> None:
+    base, systems = compose([])
+    assert list(systems) == ["flamingo_tiny", "llava_tiny"]
+    assert systems["flamingo_tiny"].model.connector.latents == 32
+    assert all(config.data == base.data and config.eval == base.eval for config in systems.values())
+    assert {config.name for config in systems.values()} == set(systems)
+
+
+def test_an_override_of_one_system_leaves_the_others_alone() -> None:
+    _, systems = compose(["a:flamingo_tiny", "b:flamingo_tiny", "b/stage.optimizer.learning_rate=0.5"])
+    assert systems["b"].stage.optimizer.learning_rate == 0.5
+    assert systems["a"].stage.optimizer.learning_rate != 0.5
+    # Overrides of the preset's own systems are theirs by name, and not of what goes by another.
+    assert systems["a"].model.connector.latents == 16
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (["flamingo_tiny"], "needs two systems, got flamingo_tiny"),
+        (["flamingo_tiny", "llava_tine"], "did you mean 'llava_tiny'?"),
+        (["flamingo_tiny", "flamingo_tiny"], "flamingo_tiny is named twice"),
+        (
+            ["flamingo_tiny", "llava_tiny", "llava/seed=1"],
+            "unknown system 'llava'; did you mean 'llava_tiny'?",
+        ),
+        (["flamingo_tiny", "llava_tiny", "compare.sample=1"], "did you mean 'compare.samples'?"),
+        (["flamingo_tiny", "llava_tiny", "llava_tiny/sead=1"], "unknown option 'sead'; did you mean 'seed'?"),
+        (["flamingo_tiny", "l!:llava_tiny"], "no name of a system"),
+    ],
+)
+def test_wrong_words_are_one_line(words: list[str], expected: str) -> None:
+    with pytest.raises(FlamingoError) as raised:
+        compose(words)
+    assert expected in str(raised.value)
+
+
+@pytest.fixture(scope="module")
+def words(
+    language_directory: Path, vision_directory: Path, tmp_path_factory: pytest.TempPathFactory
+) -> list[str]:
+    output = tmp_path_factory.mktemp("comparison") / "all of it"
+    return [
+        f"output='{output}'",
+        f"model.language.name='{language_directory}'",
+        f"model.vision.name='{vision_directory}'",
+        *["flamingo_tiny/model.connector.depth=1", "flamingo_tiny/model.connector.latents=4"],
+        *["data.families={operator_induction:1}", "data.workers=1"],
+        *["compare.samples=12", "compare.documents=4", "compare.seeds=[0,1]", "compare.jobs=1"],
+        *["stage.batch_size=2", "trainer.workers=0", "trainer.threads=1", "trainer.accelerator=cpu"],
+        *["eval.queries=2", "eval.seeds=[0]", "eval.shots=[0,1]", "eval.control_shots=[1]"],
+        *["eval.conditions=[standard]", "eval.max_new_tokens=2", "eval.resamples=20", "wandb.mode=disabled"],
+    ]
+
+
+def files(output: Path) -> dict[str, int]:
+    found = (path for path in output.rglob("*") if path.is_file())
+    return {str(path.relative_to(output)): path.stat().st_mtime_ns for path in found}
+
+
+def test_a_comparison_from_end_to_end_once_and_again_only_what_has_changed(
+    words: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    output = Path(words[0].removeprefix("output=").strip("'"))
+    systems = ["flamingo_tiny", "llava_tiny"]
+    assert cli.main(["compare", *systems, *words]) == 0
+    described: dict[str, Any] = json.loads((output / "systems.json").read_text())
+    assert described["systems"]["llava_tiny"]["runs"] == ["llava_tiny/seed_0", "llava_tiny/seed_1"]
+    assert {facts["media_tokens"] for facts in described["systems"].values()} == {4}
+    for system in systems:
+        for seed in (0, 1):
+            cells = load_results(output / system / f"seed_{seed}" / "interleaved")["cells"]
+            assert {cell["rendering"] for cell in cells} == {"interleaved"}
+    page = (output / "report.html").read_text()
+    assert "12 documents for each of 2 systems, under 2 training seeds" in page
+    made = files(output)
+
+    assert cli.main(["compare", *systems, *words, "eval.queries=3"]) == 0
+    changed = {name for name, time in files(output).items() if made.get(name) != time}
+    assert "flamingo_tiny/seed_1/interleaved/samples.jsonl" in changed and "report.html" in changed
+    assert not [name for name in changed if "/flamingo/" in name or name.startswith("shards/")]
+
+    capsys.readouterr()
+    assert cli.main(["report", str(output)]) == 0
+    assert capsys.readouterr().out.strip() == str(output / "report.html")
+    assert cli.main(["compare", *systems, *words, "compare.samples=13"]) == 2
+    assert "holds documents of another recipe (samples differ)" in capsys.readouterr().err
