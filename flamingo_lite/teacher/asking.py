@@ -151,7 +151,8 @@ class Asker:
         # A server that answers others and not this one is a server that answers.
         is_its_own = outcome.reason == "refused" and self.tally.answers > 0
         self._failures_in_a_row = 0 if is_its_own else self._failures_in_a_row + 1
-        if self._failures_in_a_row >= MAX_FAILURES_IN_A_ROW:
+        # With the budget spent, tries that were not made say nothing of the server, and the run ends anyway.
+        if self._failures_in_a_row >= MAX_FAILURES_IN_A_ROW and not self.is_spent:
             raise FlamingoError(
                 f"{self.teacher.name}: {self._failures_in_a_row} requests in a row were left without an answer "
                 f"({outcome.message}); what was answered is kept: mend the cause, then run the same command again"

@@ -92,7 +92,8 @@ def test_the_budget_is_kept_whatever_fails(fault: str, concurrency: int, tmp_pat
         asking = asker(server, tmp_path, budget=6 * most, concurrency=concurrency)
         outcomes = list(asking.ask(prompts(20)))
     assert server.charged <= asking.budget.spent <= 6 * most
-    assert asking.is_spent and 1 <= len(texts(outcomes)) < 20
+    # Garbage costs as much as may be: it may use the budget up before anything is answered, which is no error.
+    assert asking.is_spent and (0 if fault == "garbage" else 1) <= len(texts(outcomes)) < 20
 
 
 def test_what_a_budget_buys_depends_neither_on_threads_nor_on_a_restart(tmp_path: Path) -> None:
