@@ -140,7 +140,14 @@ def compare(base: "Config", systems: "Mapping[str, Config]", console: "Console",
     plans = plan_systems(systems, base.compare)
     console.print(systems_table(plans))
     runs = [
-        dataclasses.replace(plan.config, seed=seed, output=str(folder_of(output, name, seed)), checkpoint="")
+        dataclasses.replace(
+            systems[name],
+            stage=plan.config.stage,
+            data=plan.config.data,
+            seed=seed,
+            output=str(folder_of(output, name, seed)),
+            checkpoint="",
+        )
         for seed in base.compare.seeds
         for name, plan in plans.items()
     ]
@@ -314,6 +321,8 @@ def _write_systems(
     """What the report says of the systems beside their answers: what they are, and what they cost, measured."""
     import json
 
+    import torch
+
     from flamingo_lite.checkpoints.io import load
     from flamingo_lite.evaluation.comparison_folder import SYSTEMS
     from flamingo_lite.evaluation.results import write_atomically
@@ -325,7 +334,7 @@ def _write_systems(
     for name, plan in plans.items():
         runs = [folder_of(output, name, seed) for seed in base.compare.seeds]
         model, processor = load(runs[0] / MODEL)
-        model.to(torch_device(base.trainer.accelerator))
+        torch.nn.Module.to(model, torch_device(base.trainer.accelerator))
         prompts = cost_prompts(base)
         console.print(f"measuring what an answer costs {name}", highlight=False)
         described[name] = {

@@ -114,11 +114,13 @@ def _finding(first: str, second: str, group: Sequence[Comparison]) -> Finding:
         )
     assert last.result.difference is not None
     better, worse = (second, first) if last.result.difference > 0 else (first, second)
-    sign = last.result.difference > 0
-    same = [c.cell["shots"] for c in ordered[:-1] if is_significant(c) and (c.result.difference > 0) == sign]
-    turned = [
-        c.cell["shots"] for c in ordered[:-1] if is_significant(c) and (c.result.difference > 0) != sign
-    ]
+    agrees = {
+        c.cell["shots"]: ((c.result.difference or 0) > 0) == (last.result.difference > 0)
+        for c in ordered[:-1]
+        if is_significant(c)
+    }
+    same = [shots for shots, is_same in agrees.items() if is_same]
+    turned = [shots for shots, is_same in agrees.items() if not is_same]
     also = f"; likewise at {_listed(same)}" if same else ""
     but = f"; the other way round at {_listed(turned)}" if turned else ""
     p = last.result.p_holm
