@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from flamingo_lite.document import Image as Image
     from flamingo_lite.document import Text as Text
     from flamingo_lite.errors import FlamingoError as FlamingoError
+    from flamingo_lite.generation.chat import Chat as Chat
     from flamingo_lite.generation.generate import generate as generate
     from flamingo_lite.generation.score import score as score
     from flamingo_lite.models.build import ModelConfig as ModelConfig
@@ -37,6 +38,7 @@ __version__ = "0.1.0"
 
 _HOMES = {
     "Batch": "batch",
+    "Chat": "generation.chat",
     "Document": "document",
     "FlamingoError": "errors",
     "Image": "document",

@@ -58,12 +58,13 @@ class Image:
     """An encoded image (JPEG, PNG or WebP), from a path, bytes, or a PIL image (which becomes PNG at once).
 
     `words` says what the image shows, `name` where it came from, for messages. Neither is part of its
-    identity: images are equal when their bytes are. A path is read once, when the bytes are first needed.
-    `max_pixels`: above it the image is refused before it is decoded.
+    identity: images are equal when their bytes are. A path is read once, when the bytes are first needed, or with
+    `keeps_data=False` whenever they are, for more images than memory holds. `max_pixels`: above it the image is
+    refused before it is decoded.
     Errors: `FlamingoError` for any other source.
     """
 
-    __slots__ = ("_data", "_id", "_max_pixels", "_name", "_path", "words")
+    __slots__ = ("_data", "_id", "_keeps_data", "_max_pixels", "_name", "_path", "words")
 
     def __init__(
         self,
@@ -71,9 +72,11 @@ class Image:
         words: str | None = None,
         name: str | None = None,
         max_pixels: int = MAX_PIXELS,
+        keeps_data: bool = True,
     ) -> None:
         self.words = words
         self._name = name
+        self._keeps_data = keeps_data
         self._max_pixels = max_pixels
         self._path: Path | None = None
         self._data: bytes | None = None
@@ -93,10 +96,13 @@ class Image:
     @property
     def data(self) -> bytes:
         """The encoded bytes. Errors: `SampleError` naming a path that cannot be read."""
-        if self._data is None:
-            assert self._path is not None
-            self._data = _read(self._path)
-        return self._data
+        if self._data is not None:
+            return self._data
+        assert self._path is not None
+        data = _read(self._path)
+        if self._keeps_data:
+            self._data = data
+        return data
 
     @property
     def id(self) -> str:

@@ -24,6 +24,7 @@ REASONS = {
     "role": "a text of a conversation is of no known role, or of none",
     "turns": "the turns of a conversation are in no order that there can be, such as one that ends with a question",
     "answer": "an answer is empty",
+    "episode": "it names no task, or there are too few other documents of its task that share no image with it",
     "too_long": "not even the first answer of a conversation lies within max_length",
     "pixels": "an image has more pixels than the limit",
     "missing": "an image is not where the images are",

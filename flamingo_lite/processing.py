@@ -18,7 +18,7 @@ from flamingo_lite.batch import IGNORED, NO_IMAGE, NO_SEGMENT, Batch
 from flamingo_lite.document import IMAGE_TOKEN, Document, Image
 from flamingo_lite.errors import FlamingoError, SampleError
 from flamingo_lite.image_transform import ImageTransform
-from flamingo_lite.text.chat import chat_template_for, check_messages
+from flamingo_lite.text.chat import chat_template_for, chat_template_of, check_messages
 from flamingo_lite.text.connector_text import instruction_ids, pad_texts
 from flamingo_lite.text.template import Template
 from flamingo_lite.text.tokenizer import Encoded, add_tokens, encode
@@ -35,9 +35,9 @@ class VisionLanguageProcessor(ProcessorMixin):
     """Documents to a `Batch`; also the `text`, `images` call that transformers' pipelines make.
 
     The tokenizer gets a padding token and the template's (`<image>`, `<|endofchunk|>`) where it lacks them.
-    `chat_template`: how chat messages become text; by default the tokenizer's own, with marks for images, or a line
-    for each message. `connector_tokenizer`: of a connector that reads a text beside each image; None by default. It
-    is saved with the processor, in a folder of its own.
+    `chat_template`: how chat messages become text; by default as the template writes conversations, else the
+    tokenizer's own, with marks for images, or a line for each message. `connector_tokenizer`: of a connector that reads
+    a text beside each image; None by default. It is saved with the processor, in a folder of its own.
     """
 
     def __init__(
@@ -51,8 +51,7 @@ class VisionLanguageProcessor(ProcessorMixin):
         add_tokens(tokenizer, template.special_tokens)
         # Pipelines that batch pad with the tokenizer's side, and a prompt is continued at its right.
         tokenizer.padding_side = "left"
-        own = getattr(tokenizer, "chat_template", None)
-        super().__init__(tokenizer, chat_template=chat_template or chat_template_for(own))
+        super().__init__(tokenizer, chat_template=chat_template or _chat_template(tokenizer, template))
         self.image_transform = _component(ImageTransform, image_transform)
         self.template = template
         # No argument: transformers would then ask every processor for one.
@@ -94,6 +93,11 @@ class VisionLanguageProcessor(ProcessorMixin):
             )
         encoded = self.encode_all(documents, complete, max_length)
         return self.collate(encoded, padding_side or ("right" if complete else "left"), distinct_images)
+
+    def use_template(self, template: Template) -> None:
+        """Writes documents, and chat messages too, by another template from now on."""
+        self.template = template
+        self.chat_template = _chat_template(self.tokenizer, template)
 
     def encode(
         self,
@@ -158,6 +162,8 @@ class VisionLanguageProcessor(ProcessorMixin):
             raise FlamingoError(f"padding_side is {padding_side!r}; expected left or right")
         if places is not None and padding_side == "left":
             raise FlamingoError("packed rows are padded on the right; ask for padding_side='right'")
+        for document in encoded:
+            _check_marks(document, self.image_token_id, self.template.image_tokens)
         lengths = [len(document) for document in encoded]
         located = [(row, 0) for row in range(len(encoded))] if places is None else places
         numbers, owners = _number_images(encoded, distinct_images)
@@ -310,6 +316,15 @@ def _image_groups(images: Any, marks: list[int]) -> list[list[Any]]:
     return [list(images[a:b]) for a, b in zip([0, *ends], [*ends, len(images)], strict=True)]
 
 
+def _check_marks(document: Encoded, image_token_id: int, image_tokens: int) -> None:
+    marks = document.input_ids.count(image_token_id)
+    if marks != len(document.images) * image_tokens:
+        raise FlamingoError(
+            f"{document.name}: {marks} {IMAGE_TOKEN} ids for {len(document.images)} images; expected {image_tokens} for "
+            "each (template.image_tokens): encode it with the processor that belongs to the model"
+        )
+
+
 def _number_images(
     encoded: Sequence[Encoded], distinct: bool
 ) -> tuple[list[list[int]], list[tuple[Image, Encoded]]]:
@@ -337,6 +352,14 @@ def _component(kind: type[Component], value: Component | dict[str, Any] | None) 
         return kind(**(value or {}))
     except TypeError as error:
         raise FlamingoError(f"processor: {kind.__name__} cannot be made from {value!r} ({error})") from error
+
+
+def _chat_template(tokenizer: PreTrainedTokenizerBase, template: Template) -> str:
+    """How chat messages are written: as conversations are, else by the tokenizer's own template, with marks for images."""
+    conversation = template.conversation
+    if conversation is not None and not conversation.is_tokenizers:
+        return chat_template_of(conversation)
+    return chat_template_for(getattr(tokenizer, "chat_template", None))
 
 
 def _check_options(options: dict[str, Any]) -> None:

@@ -370,3 +370,14 @@ def test_a_damaged_header_is_refused_in_the_same_words_at_every_reading() -> Non
     for _ in range(2):
         with pytest.raises(SampleError, match=r"^x: not a readable image \(its header is damaged\)$"):
             decode_image(damaged, "x")
+
+
+def test_bytes_that_are_not_kept_are_read_anew_and_the_id_stays(tmp_path) -> None:
+    path = tmp_path / "a.png"
+    PIL.Image.new("RGB", (2, 2), "red").save(path)
+    kept, read_anew = Image(path), Image(path, keeps_data=False)
+    assert kept.data == read_anew.data and kept.id == read_anew.id and kept == read_anew
+    path.unlink()
+    assert kept.pil().size == (2, 2) and read_anew.id == kept.id
+    with pytest.raises(SampleError, match=r"a\.png"):
+        read_anew.pil()

@@ -9,7 +9,7 @@ import flamingo_lite
 
 ROOT = pathlib.Path(flamingo_lite.__file__).parent
 FLOORS = (
-    ("errors", "names", "figures", "exif", "document", "image_transform", "batch"),
+    ("errors", "names", "figures", "exif", "document", "image_transform", "batch", "teacher"),
     ("nn", "text"),
     ("processing",),
     ("models", "data"),
@@ -31,6 +31,7 @@ BOTTOM_ORDER = {
     "document": 2,
     "image_transform": 3,
     "batch": 3,
+    "teacher": 2,
 }
 """The lowest floor has steps of its own."""
 FLOOR = {name: number for number, names in enumerate(FLOORS) for name in names}

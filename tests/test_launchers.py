@@ -1,6 +1,5 @@
 """Sweeps run by hydra's own launchers, each run in a folder of its own, and what cannot be is one line."""
 
-import io
 import os
 import re
 import signal
@@ -10,7 +9,6 @@ import textwrap
 import threading
 import time
 from collections.abc import Callable
-from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -35,6 +33,11 @@ def settings(tmp_path_factory: pytest.TempPathFactory, image_of: Callable[[int],
     ]  # fmt: skip
 
 
+def launched(*words: str) -> subprocess.CompletedProcess[str]:
+    """In a process of its own: a launcher sets up logging, signals and processes that would outlive the test."""
+    return subprocess.run([sys.executable, "-m", "flamingo_lite", *words], capture_output=True, text=True)
+
+
 @dataclass
 class Sweep:
     code: int
@@ -48,9 +51,8 @@ def sweep(tmp_path_factory: pytest.TempPathFactory, settings: list[str]) -> Swee
     """Three runs, two at a time, of which the last cannot be: two rows do not make three equal parts."""
     folder = tmp_path_factory.mktemp("sweep")
     words = ["hydra/launcher=joblib", "hydra.launcher.n_jobs=2", "trainer.accumulate=1,2,3"]
-    with redirect_stdout(io.StringIO()) as printed, redirect_stderr(io.StringIO()) as said:
-        code = main(["train", "-m", *words, *settings, f"output={folder}"])
-    return Sweep(code, folder, printed.getvalue(), said.getvalue())
+    done = launched("train", "-m", *words, *settings, f"output={folder}")
+    return Sweep(done.returncode, folder, done.stdout, done.stderr)
 
 
 def test_joblib_trains_each_run_in_a_folder_of_its_own(sweep: Sweep) -> None:
@@ -80,7 +82,8 @@ def test_submitit_trains_on_this_machine_as_it_would_on_a_cluster(
     tmp_path: Path, settings: list[str]
 ) -> None:
     launcher = ["hydra/launcher=submitit_local", "hydra.launcher.timeout_min=5"]
-    assert main(["train", "-m", *launcher, *settings, f"output={tmp_path}"]) == 0
+    done = launched("train", "-m", *launcher, *settings, f"output={tmp_path}")
+    assert done.returncode == 0, done.stderr
     assert (tmp_path / "flamingo" / "model.safetensors").is_file()
     assert list((tmp_path / ".submitit").rglob("*_result.pkl"))
 
@@ -101,9 +104,7 @@ def test_the_script_for_sbatch_asks_for_what_the_preset_and_the_overrides_say(
     cluster: Path, tmp_path: Path, settings: list[str]
 ) -> None:
     launcher = ["hydra/launcher=slurm", "hydra.launcher.partition=gpu", "hydra.launcher.nodes=2"]
-    words = ["train", "-m", *launcher, *settings, "seed=0,1,2", f"output={tmp_path}/runs", "name=tiny"]
-    # In a process of its own: hydra's launcher sets logging up anew, with streams that outlive the test.
-    done = subprocess.run([sys.executable, "-m", "flamingo_lite", *words], capture_output=True, text=True)
+    done = launched("train", "-m", *launcher, *settings, "seed=0,1,2", f"output={tmp_path}/runs", "name=tiny")
     assert done.returncode == 2
     said = done.stderr.strip()
     assert said.startswith("flamingo-lite: SlurmLauncher: ")
@@ -193,7 +194,8 @@ def test_a_job_that_slurm_warns_saves_goes_back_into_the_queue_and_is_waited_for
         "stage.log_every=1",
         "stage.checkpoint_every=1000",
     ]
-    assert main(["train", "-m", "hydra/launcher=slurm", *settings, *long, f"output={tmp_path / 'run'}"]) == 0
+    done = launched("train", "-m", "hydra/launcher=slurm", *settings, *long, f"output={tmp_path / 'run'}")
+    assert done.returncode == 0, done.stderr
     said = log.read_text()
     assert re.search(
         r"stopped by SIGUSR1 at step \d+ of 300, saved; SLURM has job 77 in the queue again", said

@@ -2,6 +2,7 @@
 
 import io
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -278,3 +279,17 @@ def test_the_image_mark_is_known_to_transformers(processor: VisionLanguageProces
     assert processor.image_token == "<image>"
     assert processor.tokenizer.convert_ids_to_tokens(processor.image_token_id) == "<image>"
     assert processor.replace_image_token({}, 0) == "<image>"
+
+
+@pytest.mark.parametrize("marks", [2, 4])
+def test_marks_that_do_not_fit_the_images_are_refused_by_the_documents_name(marks: int) -> None:
+    processor = VisionLanguageProcessor(
+        byte_tokenizer(), ImageTransform(size=(8, 8)), template=Template(image_tokens=3)
+    )
+    fits, other = (processor.encode(Document([PICTURES[i], "ab"]), name=f"shard/{i}") for i in range(2))
+    text = [i for i in other.input_ids if i != processor.image_token_id]
+    ids = [processor.image_token_id] * marks + text
+    broken = replace(other, input_ids=ids, labels=[-100] * len(ids), media_index=[0] * len(ids))
+    found = f"^shard/1: {marks} <image> ids for 1 images; expected 3 for each"
+    with pytest.raises(FlamingoError, match=found):
+        processor.collate([fits, broken])

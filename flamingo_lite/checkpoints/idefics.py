@@ -232,7 +232,9 @@ SHARED = (
 
 
 def _language_config(theirs: Any) -> LlamaConfig:
-    return LlamaConfig(vocab_size=theirs.vocab_size, **{name: getattr(theirs, name) for name in SHARED})
+    # The IdeficsConfig of transformers 5.10 has no rope_parameters; its layers have a Llama's default base.
+    shared = {name: getattr(theirs, name) for name in SHARED if hasattr(theirs, name)}
+    return LlamaConfig(vocab_size=theirs.vocab_size, **shared)
 
 
 def _connector(theirs: Any) -> ConnectorConfig:

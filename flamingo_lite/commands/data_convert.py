@@ -10,12 +10,14 @@ left out is counted by reason, and listed in rejects.jsonl. The bytes are the sa
 import argparse
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from flamingo_lite.errors import FlamingoError
 from flamingo_lite.names import check_choice
 
 if TYPE_CHECKING:
+    from collections import Counter
+
     from rich.console import Console
 
     from flamingo_lite.data.convert.engine import Job
@@ -120,7 +122,6 @@ def show_summary(job: "Job", ledgers: "Sequence[Ledger]", console: "Console") ->
     from collections import Counter
 
     from rich.markup import escape
-    from rich.table import Table
 
     documents, images = (sum(getattr(ledger, name) for ledger in ledgers) for name in ("documents", "images"))
     shards = sum(len(ledger.shards) for ledger in ledgers)
@@ -134,20 +135,27 @@ def show_summary(job: "Job", ledgers: "Sequence[Ledger]", console: "Console") ->
         ("images left out", "images_left_out", images),
     ):
         counts: Counter[str] = sum((getattr(ledger, name) for ledger in ledgers), Counter())
-        if not counts:
-            continue
-        table = Table(title_justify="left")
-        for label in (title, "number", "share"):
-            table.add_column(label, justify="left" if label == title else "right")
-        for reason, number in counts.most_common():
-            table.add_row(reason, f"{number:,}", f"{number / (total + counts.total()):.1%}")
-        console.print(table)
+        show_counts(title, counts, total, console)
     if any(ledger.rejects or ledger.images_left_out for ledger in ledgers):
         console.print(
             f"each with its reason in {escape(str(job.directory / 'rejects.jsonl'))}",
             highlight=False,
             soft_wrap=True,
         )
+
+
+def show_counts(title: str, counts: "Counter[str]", kept: int, console: "Console") -> None:
+    """A table of what was left out, by reason; nothing where nothing was."""
+    from rich.table import Table
+
+    if not counts:
+        return
+    table = Table(title_justify="left")
+    for label in (title, "number", "share"):
+        table.add_column(label, justify="left" if label == title else "right")
+    for reason, number in counts.most_common():
+        table.add_row(reason, f"{number:,}", f"{number / (kept + counts.total()):.1%}")
+    console.print(table)
 
 
 def show_formats(console: "Console") -> None:
@@ -164,14 +172,20 @@ def show_formats(console: "Console") -> None:
 
 def show_options(name: str, console: "Console") -> None:
     """The options of a format, with their types and defaults."""
+    from flamingo_lite.data.convert.formats import FORMATS
+
+    show_table(FORMATS[name].options, f"{name}: {FORMATS[name].summary}", console)
+
+
+def show_table(options: type[Any], title: str, console: "Console") -> None:
+    """The options of a dataclass, a row each."""
     from rich.table import Table
 
     from flamingo_lite.data.convert.choices import shown
-    from flamingo_lite.data.convert.formats import FORMATS
 
-    table = Table(title=f"{name}: {FORMATS[name].summary}", title_justify="left")
+    table = Table(title=title, title_justify="left")
     for label in ("option", "type", "default", "meaning"):
         table.add_column(label, no_wrap=label in ("option", "default"))
-    for row in shown(FORMATS[name].options):
+    for row in shown(options):
         table.add_row(*row)
     console.print(table)

@@ -11,7 +11,7 @@ from flamingo_lite.names import unknown
 from flamingo_lite.processing import VisionLanguageProcessor
 from flamingo_lite.text.template import Template
 from flamingo_lite.text.tokenizer import Encoded
-from flamingo_lite.text.writing import check_tokens
+from flamingo_lite.text.writing import resolved
 
 OF_THE_MODEL = "image_tokens"
 """The field of a template that neither a source nor a stage may change: the model's connector decides it."""
@@ -34,7 +34,8 @@ def changed_template(processor: VisionLanguageProcessor, changes: Mapping[str, A
             raise unknown(f"field in {where}:", name, names)
     try:
         template = replace(processor.template, **changes)
-        check_tokens(template, processor.tokenizer)
+        if template.conversation is not None:
+            resolved(template.conversation, processor.tokenizer)
     except FlamingoError as error:
         raise FlamingoError(f"{where}: {error}") from error
     known = processor.tokenizer.get_vocab()
@@ -49,7 +50,7 @@ def changed_template(processor: VisionLanguageProcessor, changes: Mapping[str, A
 def use_changes(processor: VisionLanguageProcessor, changes: Mapping[str, Any], where: str) -> None:
     """Changes the processor's own template. Errors: as `changed_template`."""
     if changes:
-        processor.template = changed_template(processor, changes, where)
+        processor.use_template(changed_template(processor, changes, where))
 
 
 def encode_for_training(

@@ -42,8 +42,10 @@ class PreparedBatch:
 
     `samples`: the documents of the batch; `rejects`: those that are missing from it; `outcomes`: for all of them in
     the plan's order, whether each was used. `capacity`: the positions that its rows could have held, None where
-    rows are not packed. `position`: where the run stands after this batch, None inside an accumulated step. `known`:
-    the features of images that a cache has; their pixels are 0.
+    rows are not packed. `trained`: the trained-on tokens of each source; `step_trained`: the same of all the batches that
+    this rank adds up to a step, where that was asked for. `cut`: documents whose last turns were left out. `position`: where
+    the run stands after this batch, None inside an accumulated step. `known`: the features of images that a cache has; their
+    pixels are 0.
     """
 
     batch: Batch
@@ -55,12 +57,21 @@ class PreparedBatch:
     outcomes: tuple[bool, ...] = ()
     capacity: int | None = None
     tokens: int = 0
+    trained: tuple[int, ...] = ()
+    step_trained: tuple[int, ...] = ()
+    cut: int = 0
     position: Position | None = None
     known: KnownFeatures | None = None
 
     @property
     def documents(self) -> int:
         return len(self.samples)
+
+    def names_of_row(self, row: int) -> list[str]:
+        """The samples that share a row, as source/shard/key."""
+        segments = self.batch.segment_ids
+        numbers = [row] if segments is None else segments[row].unique().tolist()
+        return ["/".join(self.samples[number]) for number in numbers if 0 <= number < len(self.samples)]
 
     def to(self, device: torch.device | str | int, non_blocking: bool = False) -> "PreparedBatch":
         """The batch on another device, its images normalised there: on the way they are a quarter as large."""

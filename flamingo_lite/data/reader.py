@@ -171,7 +171,18 @@ class Reader(Dataset[PreparedBatch | str]):
             weights = torch.tensor([*(source.loss_weight for source in self.sources), 0.0])[ids]
         tokens = sum(len(reading.encoded) for reading in readings)
         used = tuple(reading.used for reading in readings)
-        return PreparedBatch(batch, self.processor.image_transform, ids, weights, used, tokens=tokens)
+        of_trained = ids[:, 1:][batch.labels[:, 1:] != IGNORED]
+        trained = torch.bincount(of_trained, minlength=len(self.sources)).tolist()
+        return PreparedBatch(
+            batch,
+            self.processor.image_transform,
+            ids,
+            weights,
+            used,
+            tokens=tokens,
+            trained=tuple(trained),
+            cut=sum(reading.encoded.cut > 0 for reading in readings),
+        )
 
     def _nothing(self, is_packed: bool) -> PreparedBatch:
         """One row without labels: every rank must take part in every step."""
@@ -180,7 +191,8 @@ class Reader(Dataset[PreparedBatch | str]):
         ids = torch.full_like(batch.input_ids, NO_SOURCE)
         is_weighed = any(source.loss_weight != 1 for source in self.sources)
         weights = torch.zeros(ids.shape) if is_weighed else None
-        return PreparedBatch(batch, self.processor.image_transform, ids, weights)
+        nothing = (0,) * len(self.sources)
+        return PreparedBatch(batch, self.processor.image_transform, ids, weights, trained=nothing)
 
     def _reject(self, slot: Slot, key: str | None, error: SampleError) -> Reject:
         source = self.sources[slot.source]

@@ -22,8 +22,8 @@ class ShardWriter:
 
     Shards lie under temporary names until the block ends well; then they are renamed, and the manifest comes
     last. A block that fails leaves nothing behind. The bytes are a function of the documents alone.
-    Errors: `FlamingoError` when the directory has shards already (unless `overwrite`), a key comes twice in a
-    shard, or the disk is full.
+    `info` may be added to until the block ends. Errors: `FlamingoError` when the directory has shards already (unless
+    `overwrite`), a key comes twice in a shard, or the disk is full.
     """
 
     def __init__(
@@ -36,7 +36,7 @@ class ShardWriter:
         if samples_per_shard < 1:
             raise FlamingoError(f"samples_per_shard is {samples_per_shard}; expected 1 or more")
         self.directory = Path(directory)
-        self._info = dict(info or {})
+        self.info = dict(info or {})
         if (self.directory / MANIFEST).exists() and not overwrite:
             raise FlamingoError(
                 f"{self.directory}: has shards already; choose another directory, or overwrite them"
@@ -70,7 +70,7 @@ class ShardWriter:
     def _publish(self) -> None:
         if not (shards := self._series.finish()):
             raise FlamingoError(f"{self.directory}: no documents were given, so there are no shards to write")
-        manifest = Manifest(self.directory, shards, self._info)
+        manifest = Manifest(self.directory, shards, self.info)
         path = self.directory / MANIFEST
         write_temporary(path, manifest.to_json())
         # From here on an overwritten directory is no longer the old one: better no manifest than a wrong one.

@@ -107,13 +107,13 @@ def answers_alone(
     for query in queries.values():
         questions[None][query.answer] += 1
         questions.setdefault(query.question, Counter())[query.answer] += 1
-    known = [
-        {key: _without(questions[key], of.query.answer) for key in (None, of.query.question)} for of in asked
-    ]
-    found = {
-        name: np.array(scores(asked, [guess(*of) for of in zip(asked, known, strict=True)]))
-        for name, guess in GUESSES.items()
-    }
+    guessed: dict[str, list[str | None]] = {name: [] for name in GUESSES}
+    for of in asked:
+        # Made for one prompt at a time: each is as long as there are distinct answers.
+        known = {key: _without(questions[key], of.query.answer) for key in (None, of.query.question)}
+        for name, guess in GUESSES.items():
+            guessed[name].append(guess(of, known))
+    found = {name: np.array(scores(asked, answers)) for name, answers in guessed.items()}
     is_even = np.array([place % 2 == 0 for place in _places(of.query_id for of in asked)])
     total = 0.0
     for half in (is_even, ~is_even):

@@ -15,6 +15,7 @@ LOWERING = {
     "blank_demonstrations": ("the demonstrations' images blanked", "the demonstrations' images"),
     "mismatched_images": ("another query's image", "the query's image"),
     "blank_images": ("every image blanked", "images"),
+    "no_query_image": ("the query without its image", "the query's image"),
 }
 
 

@@ -40,6 +40,13 @@ SECTIONS: dict[str, tuple[Panel, ...]] = {
             is_logarithmic=True,
         ),
         Panel("skipped steps", ("skipped_steps",), "steps whose loss or gradient was no number, so far"),
+        Panel(
+            "loss scale",
+            ("loss_scale",),
+            "by which the summed loss is multiplied before it is differentiated in float16",
+            "trainer.precision=16-mixed",
+            is_logarithmic=True,
+        ),
     ),
     "Few-shot": (
         Panel(

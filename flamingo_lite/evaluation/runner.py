@@ -133,7 +133,7 @@ def evaluate_all(
     finished, known = ranks.broadcast(_begin(folder, identity, resume) if ranks.rank == 0 else (None, {}))
     if finished is not None:
         return finished
-    run = _Run(config, selectors, ranks, known, progress)
+    run = _Run(config, selectors, ranks, known, progress, len(subjects))
     with Journal(folder, ranks.rank) if folder is not None else nullcontext() as kept:
         for subject in subjects:
             run.ask(subject, kept)
@@ -174,6 +174,7 @@ class _Run:
     ranks: Ranks
     known: Mapping[Key, Answered]
     progress: Progress | None
+    models: int
     answered: dict[Key, Answered] = field(default_factory=dict)
     built: dict[tuple[Setting, int, int], Prompt] = field(default_factory=dict)
 
@@ -237,8 +238,9 @@ class _Run:
 
     @property
     def total(self) -> int:
-        """Predictions of one model, of all processes."""
-        return sum(len(seeds_of(s, self.config)) * query_count(s, self.config) for s in settings(self.config))
+        """Predictions of all models and processes."""
+        each = (len(seeds_of(s, self.config)) * query_count(s, self.config) for s in settings(self.config))
+        return self.models * sum(each)
 
     def summed_up(
         self,

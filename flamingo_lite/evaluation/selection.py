@@ -138,6 +138,11 @@ def select(
     check_choice("selector", selector, selectors)
     check_choice("order", order, ORDERS)
     way = selectors[selector]
+    if wanted.shots and not len(wanted.support.examples):
+        raise FlamingoError(
+            f"{wanted.task}, split {wanted.split}: there is nothing to demonstrate {wanted.shots} shots with; ask for 0 "
+            f"shots, or name a support among eval.files.{wanted.task}"
+        )
     try:
         chosen = way.select(wanted)
     except FlamingoError as error:

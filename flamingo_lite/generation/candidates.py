@@ -14,7 +14,7 @@ from torch import Tensor
 ROOT = -1
 """The node that stands for the prompt itself."""
 
-NODES_AT_ONCE = 1024
+NODES_AT_ONCE = 256
 
 
 @dataclass(frozen=True)
@@ -49,6 +49,16 @@ class CandidateTree:
             first[node] = node if parent == ROOT else first[parent]
             families.setdefault(first[node], []).append(node)
         return list(families.values())
+
+    def branches(self) -> list[list[int]]:
+        """Every way from the first token down to an inner node below which there is none."""
+        found = []
+        for node in sorted(set(range(len(self.parents))) - set(self.parents)):
+            branch = [node]
+            while self.parents[branch[0]] != ROOT:
+                branch.insert(0, self.parents[branch[0]])
+            found.append(branch)
+        return sorted(found, key=len)
 
     def ancestors(self, nodes: Sequence[int]) -> Tensor:
         """(k k) bool: is the node of the second axis that of the first, or one above it?"""

@@ -1,12 +1,13 @@
 """score: how likely the model finds each candidate after each document.
 
 The prompt runs once. Then the candidates run after it: as one tree where the language model takes a mask of its own,
-else each on a copy of the prompt's cache.
-Shape letters: b batch, t text positions, s candidates, l tokens of the longest candidate, k nodes, e edges, v vocabulary.
+else each branch of it on a copy of the prompt's cache.
+Shape letters: b batch, t text positions, s candidates, k nodes, r branches, e edges, v vocabulary.
 """
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import Any
@@ -95,16 +96,19 @@ def log_probabilities(
     """Each prompt's place and (s) log-probabilities of `answers` after it, as they come; see `prompt_batches`."""
     if batch_size < 1:
         raise FlamingoError(f"batch_size is {batch_size}; it must be at least 1")
-    if share and can_run_trees(model):
-        tree = candidate_tree(answers)
+    tree, is_one_forward = candidate_tree(answers), share and can_run_trees(model)
+    if is_one_forward:
         nodes = min(max(1, len(tree.tokens)), NODES_AT_ONCE)
         vocabulary = model.config.text_config.get_text_config().vocab_size
         rows = max(1, min(batch_size, LOGITS_AT_ONCE // (nodes * vocabulary)))
     else:
-        tree, rows = None, max(1, batch_size // len(answers))
+        rows = max(1, batch_size // max(1, len(tree.branches())))
     with evaluating(model):
         for batch in prompt_batches(model, processor, encoded, rows, store, share):
-            found = _score_rows(model, batch, answers) if tree is None else _score_tree(model, batch, tree)
+            if is_one_forward:
+                found = _score_tree(model, batch, tree)
+            else:
+                found = _score_rows(model, batch, tree, batch_size)
             yield from zip(batch.rows, found.cpu(), strict=True)
 
 
@@ -184,30 +188,43 @@ def _fill(edges: Tensor, tree: CandidateTree, nodes: list[int], logits: Tensor) 
     edges[:, number] = logits[:, node, token].float() - whole[:, node]
 
 
-def _score_rows(model: VisionLanguageModel, batch: PromptBatch, answers: Sequence[Sequence[int]]) -> Tensor:
-    """(b s) log-probabilities."""
-    b, s, longest = len(batch.rows), len(answers), max(map(len, answers))
-    device = batch.input_ids.device
-    lengths = torch.tensor([len(a) for a in answers], device=device)
-    tokens = torch.tensor([[*a, *[0] * (longest - len(a))] for a in answers], device=device)
+def _score_rows(model: VisionLanguageModel, batch: PromptBatch, tree: CandidateTree, at_once: int) -> Tensor:
+    """(b s) log-probabilities, about `at_once` rows at a time: each branch of the tree on a copy of its prompt's cache."""
     out = _prompt(model, batch)
-    logits = out.logits[:, -1:].repeat_interleave(s, dim=0)  # (b s) 1 v
-    if longest > 1:
-        # All but the last token of every candidate, after the prompt's cache, one copy of it per candidate.
-        out.past_key_values.batch_repeat_interleave(s)
-        mask = batch.attention_mask.repeat_interleave(s, dim=0)
-        following = model(
-            tokens[:, :-1].repeat(b, 1),
-            attention_mask=torch.cat((mask, mask.new_ones(b * s, longest - 1)), dim=1),
-            media_index=batch.media_index[:, -1:].repeat_interleave(s, dim=0).expand(-1, longest - 1),
-            media=batch.media,
-            media_first=first_images(batch.media_index)[:, -1:]
-            .repeat_interleave(s, dim=0)
-            .expand(-1, longest - 1),
-            past_key_values=out.past_key_values,
-            use_cache=True,
-        )
-        logits = torch.cat((logits, following.logits), dim=1)
-    logp = logits.float().log_softmax(-1).gather(-1, tokens.repeat(b, 1)[..., None]).squeeze(-1)
-    is_token = torch.arange(longest, device=device) < lengths.repeat(b)[:, None]
-    return logp.masked_fill(~is_token, 0.0).sum(1).view(b, s)
+    edges = torch.empty(len(batch.rows), len(tree.edges), device=batch.input_ids.device)
+    _fill(edges, tree, [ROOT], out.logits[:, -1:])
+    branches = tree.branches()
+    step = max(1, at_once // len(batch.rows))
+    for start in range(0, len(branches), step):
+        is_last = start + step >= len(branches)
+        cache = out.past_key_values if is_last else copy.deepcopy(out.past_key_values)
+        chosen = branches[start : start + step]
+        logits = _branch_logits(model, batch, tree, chosen, cache)
+        for number, branch in enumerate(chosen):
+            _fill(edges, tree, branch, logits[:, number])
+    return along_paths(edges, tree.paths)
+
+
+def _branch_logits(
+    model: VisionLanguageModel, batch: PromptBatch, tree: CandidateTree, branches: list[list[int]], cache: Any
+) -> Tensor:
+    """(b r k v) after each node of r branches of up to k nodes."""
+    b, r, longest = len(batch.rows), len(branches), max(map(len, branches))
+    device = batch.input_ids.device
+    tokens = [[*(tree.tokens[n] for n in branch), *[0] * (longest - len(branch))] for branch in branches]
+
+    def repeated(index: Tensor) -> Tensor:
+        return index[:, -1:].repeat_interleave(r, dim=0).expand(-1, longest)
+
+    cache.batch_repeat_interleave(r)
+    mask = batch.attention_mask.repeat_interleave(r, dim=0)
+    logits = model(
+        torch.tensor(tokens, device=device).repeat(b, 1),
+        attention_mask=torch.cat((mask, mask.new_ones(b * r, longest)), dim=1),
+        media_index=repeated(batch.media_index),
+        media_first=repeated(first_images(batch.media_index)),
+        media=batch.media,
+        use_cache=True,
+        **{CACHE: cache},
+    ).logits
+    return logits.view(b, r, longest, -1)

@@ -11,6 +11,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, cast
 
+import torch
 from torch import Tensor, nn
 
 from flamingo_lite.errors import FlamingoError
@@ -87,6 +88,18 @@ def whole_state_dict(model: nn.Module) -> dict[str, Tensor]:
                 del state[key]
             state[f"{name}.weight"] = _dequantized(layer)
     return state
+
+
+def is_packed(module: nn.Module) -> bool:
+    """Is it a linear layer whose weight is held in fewer bits, as bytes?"""
+    weight = getattr(module, "weight", None)
+    return hasattr(module, "in_features") and isinstance(weight, Tensor) and weight.dtype == torch.uint8
+
+
+def packed_numbers(model: nn.Module) -> dict[str, int]:
+    """How many numbers the packed weights stand for, by their names; as bytes there are fewer."""
+    layers: Iterator[tuple[str, Any]] = (named for named in model.named_modules() if is_packed(named[1]))
+    return {f"{name}.weight": layer.in_features * layer.out_features for name, layer in layers}
 
 
 def has_quantized(model: nn.Module) -> bool:

@@ -7,6 +7,7 @@ patches, n media tokens per image, d width, v vocabulary.
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
@@ -135,8 +136,7 @@ class VisionLanguageModel(PreTrainedModel, GenerationMixin):
         apply_policy(model, model.config.policy)
         return (model, info) if output_loading_info else model
 
-    # ---- the forward pass
-    # -------------------------------------------------------------------------------------
+    # The forward pass.
 
     def forward(
         self,
@@ -166,9 +166,8 @@ class VisionLanguageModel(PreTrainedModel, GenerationMixin):
         labels: the loss is sum(weight * cross-entropy) / `num_items`, the number of trained tokens over all ranks and
         accumulation steps; by default the sum of this batch's weights, or its number of trained tokens.
         `media`: images encoded before, in place of `pixel_values`; `vision_features` (m p d): what `patch_features` gave
-        of them. Raises FlamingoError for a media
-        index or `<image>` marks that do not fit the images, and for packing where the language model cannot
-        keep documents apart.
+        of them. Raises FlamingoError for a media index or `<image>` marks that do not fit the images, and for packing
+        where the language model cannot keep documents apart.
         """
         if media_index is None:
             media_index = torch.full_like(input_ids, -1)
@@ -177,8 +176,8 @@ class VisionLanguageModel(PreTrainedModel, GenerationMixin):
             media = self._images(images, media_index, connector_text_ids, connector_text_mask)
         else:
             check_media_index(media_index, len(media), exact=False)
-        is_seen = vision_features is not None and len(vision_features) > 0
-        tokens = media.tokens(self.connector if is_seen else self.encode_images)
+        is_encoded = vision_features is not None and len(vision_features) > 0
+        tokens = media.tokens(self.connector if is_encoded else self.encode_images)
         seen = Media(media, tokens, media_index, media_first, is_packed=segment_ids is not None)
         past = past_key_values if cache is None else cache  # the two names that transformers has for it
         inputs = self._text_inputs(input_ids, attention_mask, position_ids, segment_ids, past)
@@ -192,11 +191,7 @@ class VisionLanguageModel(PreTrainedModel, GenerationMixin):
         with reading:
             if labels is not None and self.training and (head := head_of(self.language)) is not None:
                 hidden = self.language.base_model(**inputs).last_hidden_state
-                chunk = chunk_rows(self.config.text_config.get_text_config().vocab_size)
-                loss, token_losses = next_token_loss(
-                    hidden, labels, head, num_items, loss_weights, head_parameters(self.language), chunk
-                )
-                return VisionLanguageOutput(loss=loss, token_losses=token_losses)
+                return self._loss_in_chunks(hidden, labels, head, num_items, loss_weights)
             if "logits_to_keep" in self.accepted:
                 inputs["logits_to_keep"] = logits_to_keep
             out: Any = self.language(**inputs)
@@ -205,6 +200,19 @@ class VisionLanguageModel(PreTrainedModel, GenerationMixin):
                 out.logits, labels, nn.Identity(), num_items, loss_weights
             )
         return out
+
+    def _loss_in_chunks(
+        self,
+        hidden: Tensor,
+        labels: Tensor,
+        head: Callable[[Tensor], Tensor],
+        num_items: Tensor | int | None,
+        weights: Tensor | None,
+    ) -> VisionLanguageOutput:
+        chunk = chunk_rows(self.config.text_config.get_text_config().vocab_size)
+        trains = head_parameters(self.language)
+        loss, token_losses = next_token_loss(hidden, labels, head, num_items, weights, trains, chunk)
+        return VisionLanguageOutput(loss=loss, token_losses=token_losses)
 
     def encode_images(self, pixel_values: Tensor, *text: Tensor) -> Tensor:
         """(m c h w) -> media tokens (m n d). Without gradient through a vision encoder that does not
@@ -277,8 +285,7 @@ class VisionLanguageModel(PreTrainedModel, GenerationMixin):
             inputs["position_ids"] = position_ids
         return inputs
 
-    # ---- generation
-    # -------------------------------------------------------------------------------------------
+    # Generation.
 
     # Narrower than transformers': everything but the prompt is given by name.
     @torch.no_grad()
@@ -352,8 +359,7 @@ class VisionLanguageModel(PreTrainedModel, GenerationMixin):
                 inputs[name] = torch.cat((index, new), dim=1)[:, seen : seen + length]
         return inputs
 
-    # ---- what transformers asks of a model
-    # --------------------------------------------------------------------
+    # What transformers asks of a model.
 
     def save_pretrained(self, save_directory: Any, *args: Any, **kwargs: Any) -> None:
         """transformers' own, and a model card beside the weights, unless a README.md is there. Weights of four bits

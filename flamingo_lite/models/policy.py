@@ -19,6 +19,7 @@ from flamingo_lite.models.adapters import (
     Adapter,
     adaptable,
     insert_adapters,
+    packed_numbers,
     quantize_adapted,
 )
 from flamingo_lite.names import check_choice, nearest
@@ -133,6 +134,8 @@ def decide(model: nn.Module, policy: Mapping[str, Any] | None = None) -> dict[st
         matched = [name for name in names if _matches(name, pattern)]
         if not matched and pattern in given:
             raise _matches_nothing(pattern, names)
+        if pattern in given:
+            facts.check_targets(entry, pattern, matched)
         claimed = [name for name in matched if facts.claims(entry, name, is_frozen=not found[name].trains)]
         if matched and not claimed and pattern in given:
             raise FlamingoError(
@@ -220,6 +223,13 @@ class _Facts:
             return last == "new_rows"
         return is_frozen and self._can_adapt(entry, owner)
 
+    def check_targets(self, entry: PolicyEntry, pattern: str, names: Iterable[str]) -> None:
+        """Errors: `FlamingoError` for a target that is no linear map among `names`, with the nearest that is."""
+        owners = {_plain(name).rpartition(".")[0] for name in names}
+        known = sorted({owner.rpartition(".")[2] for owner in owners if owner in self.adaptable})
+        for target in entry.targets if known else ():
+            check_choice(f"target of policy {pattern!r}:", target, known)
+
     def _can_adapt(self, entry: PolicyEntry, module: str) -> bool:
         found = self.adaptable.get(module)
         if found is None or (entry.targets and module.rpartition(".")[2] not in entry.targets):
@@ -260,6 +270,7 @@ def part_of(name: str) -> str:
 
 
 def _rows(model: nn.Module, found: Mapping[str, Decision]) -> list[PolicyRow]:
+    packed = packed_numbers(model)
     groups: dict[tuple[str, str], list[tuple[str, nn.Parameter]]] = {}
     for name, parameter in model.named_parameters():
         groups.setdefault((part_of(name), found[name].pattern), []).append((name, parameter))
@@ -269,7 +280,7 @@ def _rows(model: nn.Module, found: Mapping[str, Decision]) -> list[PolicyRow]:
             pattern,
             found[members[0][0]].entry,
             len(members),
-            sum(p.numel() for _, p in members),
+            sum(packed.get(name, p.numel()) for name, p in members),
             sum(p.numel() for _, p in members if p.requires_grad),
             tuple(sorted({str(p.dtype).removeprefix("torch.") for _, p in members})),
         )
@@ -281,9 +292,11 @@ def policy_table(rows: Sequence[PolicyRow], learning_rate: float | None = None) 
     """The rows for the console; `learning_rate`: the optimizer's, where an entry gives none of its own."""
     table = Table(title="What trains (the last pattern that decides)")
     for name in ("part", "pattern", "policy"):
-        table.add_column(name)
+        table.add_column(name, overflow="fold")
     for name in ("parameters", "trainable", "dtype", "learning rate"):
-        table.add_column(name, justify="right")
+        # In a narrow terminal words are broken, and no number is.
+        is_number = name in ("parameters", "trainable")
+        table.add_column(name, justify="right", overflow="fold", no_wrap=is_number)
     for row in rows:
         rate = learning_rate if row.entry.learning_rate is None else row.entry.learning_rate
         table.add_row(

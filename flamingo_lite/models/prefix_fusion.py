@@ -24,6 +24,15 @@ from flamingo_lite.models.packing import attention_windows, packed_masks, refuse
 from flamingo_lite.models.parts import CACHE
 from flamingo_lite.nn.cache import Media
 
+
+class MarksError(FlamingoError):
+    """The `<image>` ids of `row` do not fit its images."""
+
+    def __init__(self, message: str, row: int) -> None:
+        super().__init__(message)
+        self.row = row
+
+
 Masks = Tensor | dict[str, Tensor]
 """One mask (b 1 t s), or one for each type of attention that the layers have, by its name."""
 
@@ -122,7 +131,7 @@ def media_token_index(is_mark: Tensor, media_index: Tensor, n: int) -> Tensor:
 
 
 def check_marks(is_mark: Tensor, media_index: Tensor, n: int, is_continued: bool) -> None:
-    """Raise FlamingoError, naming the row, unless every image has its `n` marks, where `media_index` turns to it.
+    """Raise MarksError, naming the row, unless every image has its `n` marks, where `media_index` turns to it.
 
     is_continued: earlier positions are in the cache, and so may be the marks of the image at the first one.
     """
@@ -134,10 +143,11 @@ def check_marks(is_mark: Tensor, media_index: Tensor, n: int, is_continued: bool
         return
     row = int((~fits).nonzero()[0])
     marks, images = int(is_mark[row].sum()), len(media_index[row][media_index[row] >= 0].unique())
-    raise FlamingoError(
+    raise MarksError(
         f"row {row} has {marks} <image> ids and reads {images} images; expected {n} ids for each image, at the place "
         f"where media_index turns to it; use the processor that belongs to the model (template.image_tokens={n}), and "
-        "cut no image in two where a prompt is given in parts"
+        "cut no image in two where a prompt is given in parts",
+        row,
     )
 
 

@@ -5,11 +5,15 @@ A tokenizer's own template, made for text, is kept: it is given messages whose c
 
 from __future__ import annotations
 
+import json
+import re
 from collections.abc import Mapping
+from dataclasses import asdict
 from typing import Any
 
 from flamingo_lite.document import IMAGE_TOKEN
 from flamingo_lite.errors import FlamingoError
+from flamingo_lite.text.conversation import BEGIN, END, ConversationTemplate
 
 CONTENTS_AS_STRINGS = (
     "{%- set plain = namespace(messages=[], content='') -%}\n"
@@ -40,6 +44,78 @@ ROLES_AND_LINES = (
 """The default, for language models without a template: a line for each message, `User: ...`, `Assistant: ...`."""
 
 PARTS = ("text", "image", "image_url")
+
+
+BEGIN_AND_END = (
+    "{%- set begin = bos_token if bos_token is defined and bos_token else '' -%}\n"
+    "{%- set end = eos_token if eos_token is defined and eos_token else '' -%}\n"
+)
+WRITTEN_AS_DATA = (
+    # What a message says: images that open it, its words with marks for all other images, and has it an input?
+    "{%- macro say(said, message, is_user) -%}\n"
+    "{%- set said.opening = '' -%}{%- set said.words = '' -%}{%- set said.before = '' -%}{%- set said.input = false -%}\n"
+    "{%- set content = message.content -%}\n"
+    "{%- for part in ([{'type': 'text', 'text': content}] if content is string else content or []) -%}\n"
+    "{%- if part.type != 'text' and is_user and t.images_first and said.before == '' -%}\n"
+    "{%- set said.opening = said.opening + '" + IMAGE_TOKEN + "' -%}\n"
+    "{%- elif part.type != 'text' -%}\n"
+    "{%- set said.words = said.words + (t.image_joint if said.before else '') + '" + IMAGE_TOKEN + "' -%}\n"
+    "{%- set said.before = 'image' -%}\n"
+    "{%- elif part.text and (t.writes_questions or not is_user) -%}\n"
+    "{%- set joint = t.image_joint if said.before == 'image' else '' -%}\n"
+    "{%- set is_input = is_user and said.before == 'text' and not said.input and t.input_before is not none -%}\n"
+    "{%- set text = t.input_before + part.text.strip() if is_input else part.text -%}\n"
+    "{%- set said.words = said.words + joint + text -%}\n"
+    "{%- set said.before = 'text' -%}{%- set said.input = said.input or is_input -%}\n"
+    "{%- endif -%}\n"
+    "{%- endfor -%}\n"
+    "{%- if t.strips -%}{%- set said.words = said.words.strip() -%}{%- endif -%}\n"
+    "{%- endmacro -%}\n"
+    "{%- set said = namespace(opening='', words='', before='', input=false) -%}\n"
+    "{%- set turns = messages[1:] if messages[0].role == 'system' else messages -%}\n"
+    "{%- if messages[0].role == 'system' -%}\n"
+    "{{- say(said, messages[0], false) -}}{%- set system = said.words -%}\n"
+    "{%- else -%}\n"
+    "{{- say(said, turns[0], true) -}}\n"
+    "{%- set system = t.system_with_input if said.input and t.system_with_input is not none else t.system -%}\n"
+    "{%- endif -%}\n"
+    "{%- set system = t.system_before + system + t.system_after if system and t.writes_questions else '' -%}\n"
+    "{{- t.start -}}{{- system if not t.system_in_user else '' -}}\n"
+    "{%- for message in turns -%}\n"
+    "{%- if message.role not in ['user', 'assistant'] -%}\n"
+    "{{- raise_exception('a message of the role ' + message.role + '; expected user and assistant') -}}\n"
+    "{%- endif -%}\n"
+    "{{- say(said, message, message.role == 'user') -}}\n"
+    "{%- if message.role == 'user' -%}\n"
+    "{{- said.opening + t.user_before -}}\n"
+    "{{- (system if t.system_in_user and loop.first else '') + said.words + t.user_after -}}\n"
+    "{%- else -%}\n"
+    "{{- t.assistant_before + said.words + t.stop + t.assistant_after -}}\n"
+    "{%- endif -%}\n"
+    "{%- endfor -%}\n"
+    "{%- if add_generation_prompt -%}{{- t.prompt_end -}}{%- endif -%}\n"
+)
+"""Writes messages as the fields `t` of a `ConversationTemplate` say."""
+
+
+def chat_template_of(conversation: ConversationTemplate) -> str:
+    """The jinja template that writes messages as the conversation template does."""
+    written = {**asdict(conversation), "prompt_end": conversation.assistant_before.removesuffix(" ")}
+    entries = ", ".join(
+        f"{name!r}: {_in_jinja(value)}" for name, value in written.items() if name != "tokens"
+    )
+    return BEGIN_AND_END + "{%- set t = {" + entries + "} -%}\n" + WRITTEN_AS_DATA
+
+
+def _in_jinja(value: Any) -> str:
+    """A value as an expression, the begin and end tokens in it as what they are to jinja."""
+    if not isinstance(value, str):
+        return str(value).lower()
+    parts = re.split(f"({re.escape(BEGIN)}|{re.escape(END)})", value)
+    names = {BEGIN: "begin", END: "end"}
+    return (
+        " + ".join(names.get(part) or json.dumps(part, ensure_ascii=False) for part in parts if part) or "''"
+    )
 
 
 def chat_template_for(tokenizer_template: str | dict[str, str] | None) -> str:

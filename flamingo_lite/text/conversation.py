@@ -4,13 +4,15 @@ Of what is written an answer and its stop are trained on, nothing else, and that
 """
 
 import itertools
-import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+
+from transformers import PreTrainedTokenizerBase
 
 from flamingo_lite.document import Image, Text
 from flamingo_lite.errors import FlamingoError
 from flamingo_lite.text.pieces import Piece
+from flamingo_lite.text.special import special_tokens
 from flamingo_lite.text.turns import Turn
 
 BEGIN, END = "{begin}", "{end}"
@@ -34,8 +36,8 @@ class ConversationTemplate:
     of the system where the first turn has such an input. `images_first`: images that open the user's turn stand before
     `user_before` (Otter). `writes_questions`: False leaves out all words but those of answers, not the images (LLaVA's
     alignment). `stop` is trained on, and generation ends there. `strips`: the ends of turns lose their blanks.
-    `image_joint`: between an image and what stands beside it in its turn. `tokens`: single tokens in the other fields,
-    which the tokenizer must have; `optional_tokens` are words where it has not.
+    `image_joint`: between an image and what stands beside it in its turn. `tokens`: which the tokenizer must have; others
+    that it knows are single tokens as well.
     """
 
     name: str = "own"
@@ -56,11 +58,9 @@ class ConversationTemplate:
     strips: bool = False
     image_joint: str = "\n"
     tokens: tuple[str, ...] = ()
-    optional_tokens: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        for name in ("tokens", "optional_tokens"):  # lists, where they come from JSON or YAML
-            object.__setattr__(self, name, tuple(getattr(self, name)))
+        object.__setattr__(self, "tokens", tuple(self.tokens))  # a list, where it comes from JSON or YAML
         if not self.stop:
             raise FlamingoError(
                 f"conversation template {self.name}: stop is empty; expected what ends an answer, such as {END}"
@@ -94,21 +94,23 @@ class ConversationTemplate:
                 is_done = complete or turn.is_over or number < len(said) - 1
                 yield from self._answer(turn, is_done, fixed, images)
                 continue
-            opening = self._opening_images(turn)
+            opening, segments = self._opening_images(turn)
             for position in range(opening):
                 yield from images(position > 0)
             yield from fixed(self.user_before)
             if system and self.system_in_user and number == 0:
                 yield from self._around(system, fixed)
-            yield from self._question(Turn(turn.role, turn.segments[opening:]), fixed, images)
+            yield from self._question(Turn(turn.role, segments), fixed, images)
             yield from fixed(self.user_after)
         if said[-1].role == "user":
             yield from fixed(self.assistant_before.removesuffix(" "))
 
-    def _opening_images(self, turn: Turn) -> int:
-        """How many images come before the words that stand before the turn."""
-        opening = itertools.takewhile(lambda segment: isinstance(segment, Image), turn.segments)
-        return sum(1 for _ in opening) if self.images_first else 0
+    def _opening_images(self, turn: Turn) -> tuple[int, list[Text | Image]]:
+        """How many images come before the words that stand before the turn, and what stands behind these."""
+        segments = [segment for segment in turn.segments if isinstance(segment, Image) or segment.text]
+        opening = itertools.takewhile(lambda segment: isinstance(segment, Image), segments)
+        count = sum(1 for _ in opening) if self.images_first else 0
+        return count, segments[count:]
 
     def _system(self, own: Turn | None, first: Turn) -> str:
         """The words of the system; empty for none."""
@@ -163,49 +165,57 @@ class ConversationTemplate:
         yield from images(isinstance(before, Image) and not self.image_joint)
 
     def _segments(self, turn: Turn) -> Iterator[tuple[Text | Image | None, Text | Image, bool]]:
-        """Each segment behind the one before it; is it an input, a text right behind another one? The ends of the turn
-        are without blanks where the template strips them."""
-        kept = [segment for segment in turn.segments if isinstance(segment, Image) or segment.text]
+        """Each segment behind the one before it; is it the input, the first text right behind another one? The ends of
+        the turn are without blanks where the template strips them."""
         before: Text | Image | None = None
-        for number, segment in enumerate(kept):
-            if self.strips and isinstance(segment, Text):
-                words = segment.text.lstrip() if number == 0 else segment.text
-                words = words.rstrip() if number == len(kept) - 1 else words
-                segment = Text(words, segment.loss)
-            yield before, segment, isinstance(before, Text) and isinstance(segment, Text)
-            before = segment
+        has_input = False
+        for segment in _stripped(turn.segments) if self.strips else turn.segments:
+            if isinstance(segment, Text) and not segment.text:
+                continue
+            is_input = not has_input and isinstance(before, Text) and isinstance(segment, Text)
+            yield before, segment, is_input
+            before, has_input = segment, has_input or is_input
+
+
+def _stripped(segments: Sequence[Text | Image]) -> list[Text | Image]:
+    """The segments without blanks at either end."""
+    kept = list(segments)
+    for end in (0, -1):
+        while kept and isinstance(text := kept[end], Text):
+            words = text.text.lstrip() if end == 0 else text.text.rstrip()
+            if words:
+                kept[end] = replace(text, text=words)
+                break
+            del kept[end]
+    return kept
 
 
 class FixedWords:
-    """A template's own words as pieces: the tokens in them apart from the rest.
+    """A template's own words as pieces, cut up at the tokens that the tokenizer finds in them.
 
-    `bos`, `eos`: the tokenizer's, None where it has none. `known`: has it this token?
-    Errors: `FlamingoError` naming a token that the template needs and the tokenizer lacks.
+    `begins`: begin tokens are written. Errors: `FlamingoError` naming a token that the template needs and the tokenizer
+    lacks.
     """
 
     def __init__(
-        self, template: ConversationTemplate, bos: str | None, eos: str | None, known: Callable[[str], bool]
+        self, template: ConversationTemplate, tokenizer: PreTrainedTokenizerBase, begins: bool = True
     ) -> None:
-        if missing := [token for token in template.tokens if not known(token)]:
+        self._special = special_tokens(tokenizer)
+        if missing := [token for token in template.tokens if token not in self._special.names]:
             raise FlamingoError(
                 f"conversation template {template.name}: the tokenizer has no token {missing[0]!r}; choose a template "
                 "without it (v1, plain, alpaca), or a language model that knows it"
             )
-        if eos is None and END in template.stop:
+        if tokenizer.eos_token is None and END in template.stop:
             raise FlamingoError(
                 f"conversation template {template.name}: an answer ends with the tokenizer's end token, and it has "
                 "none; choose a template with a stop of its own (v0, plain)"
             )
-        self._tokens = {BEGIN: bos, END: eos}
-        single = [*template.tokens, *filter(known, template.optional_tokens)]
-        self._tokens |= {token: token for token in single}
-        self._parts = re.compile("(" + "|".join(map(re.escape, self._tokens)) + ")")
+        self._begin = str(tokenizer.bos_token) if begins and tokenizer.bos_token is not None else ""
+        self._end = "" if tokenizer.eos_token is None else str(tokenizer.eos_token)
 
     def __call__(self, words: str, loss: bool = False, is_answer: bool = False) -> Iterator[Piece]:
-        """The pieces of words in which the template's tokens may stand."""
-        for part in self._parts.split(words):
-            if part not in self._tokens:
-                if part:
-                    yield Piece("text", part, loss, in_context=True, is_answer=is_answer)
-            elif (token := self._tokens[part]) is not None:
-                yield Piece("token", token, loss)
+        """The pieces of words in which tokens may stand."""
+        for part, is_token in self._special.split(words.replace(BEGIN, self._begin).replace(END, self._end)):
+            kind = "token" if is_token else "text"
+            yield Piece(kind, part, loss, in_context=not is_token, is_answer=is_answer and not is_token)

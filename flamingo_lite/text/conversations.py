@@ -105,7 +105,6 @@ _KNOWN = (
         stop=END_OF_CHUNK,
         image_joint="",
         tokens=(END_OF_CHUNK,),
-        optional_tokens=("<answer>",),
     ),
     ConversationTemplate(name=TOKENIZER),
 )

@@ -9,7 +9,7 @@ from flamingo_lite.document import Document
 from flamingo_lite.errors import FlamingoError
 from flamingo_lite.text.template import Template
 from flamingo_lite.text.turns import has_roles
-from flamingo_lite.text.writing import stop_pieces
+from flamingo_lite.text.writing import resolved
 
 
 @dataclass(frozen=True)
@@ -41,13 +41,10 @@ def stop_of(template: Template, tokenizer: PreTrainedTokenizerBase, documents: I
             "some documents have roles and others have none, and their answers end differently; generate them apart, or "
             "name a stop"
         )
-    written = stop_pieces(template, tokenizer)
+    conversation, written = resolved(template.conversation, tokenizer)
     words = "".join(piece.text for piece in written if piece.kind == "text")
-    return Stop(
-        next((piece.text for piece in written if piece.kind == "token"), None),
-        words,
-        template.conversation.gap,
-    )
+    token = next((piece.text for piece in written if piece.kind == "token"), None)
+    return Stop(token, words, conversation.gap)
 
 
 def stop_at(stop: str | None, tokenizer: PreTrainedTokenizerBase) -> Stop:

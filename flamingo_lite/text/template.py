@@ -51,11 +51,6 @@ class Template:
             name: value for name, value in asdict(self).items() if name != "conversation" or value is not None
         }
 
-    @property
-    def stop(self) -> str | None:
-        """The token or words at which a generated text is cut; of a conversation what ends an answer."""
-        return self.end_of_chunk if self.conversation is None else self.conversation.stop
-
     def image(self, follows_image: bool = False) -> Iterator[Piece]:
         """The pieces of one image. `follows_image`: another one stands just before it."""
         if self.around_images is not None and not follows_image:

@@ -1,6 +1,6 @@
 """The turns of a conversation: the stretches of a document that one role says, its images among them.
 
-An image belongs to the user's turn that it stands in or before; between two texts of one answer, to the answer.
+An image belongs to the user's turn, unless it stands between two texts of one answer. (Images alone are a turn, too.)
 """
 
 from collections.abc import Iterator
@@ -41,7 +41,7 @@ def turns_of(document: Document, name: str) -> list[Turn]:
     Errors: `SampleError` ("role") naming the text whose role is not system, user or assistant.
     """
     turns: list[Turn] = []
-    waiting: list[Image] = []  # until the next text tells whose they are
+    waiting: list[Text | Image] = []  # until the next text tells whose they are
     for position, segment in enumerate(document):
         if isinstance(segment, Image):
             if turns and turns[-1].role == "user":
@@ -55,12 +55,15 @@ def turns_of(document: Document, name: str) -> list[Turn]:
                 "role",
             )
         if not turns or turns[-1].role != segment.role or turns[-1].is_over:
+            if waiting and segment.role == "assistant":
+                turns.append(Turn("user", waiting))
+                waiting = []
             turns.append(Turn(segment.role))
         turns[-1].segments += [*waiting, segment]
         turns[-1].is_over = segment.role == "assistant" and segment.ends_chunk
         waiting = []
     if waiting:
-        turns.append(Turn("user", list(waiting)))
+        turns.append(Turn("user", waiting))
     return turns
 
 

@@ -9,6 +9,7 @@ from flamingo_lite.document import Document
 from flamingo_lite.errors import SampleError
 from flamingo_lite.text.conversation import ConversationTemplate, FixedWords
 from flamingo_lite.text.in_context import tokenize_in_context
+from flamingo_lite.text.own_template import own_template, write_own
 from flamingo_lite.text.pieces import Piece, joined
 from flamingo_lite.text.template import Template
 from flamingo_lite.text.turns import check_turns, has_roles, turns_of
@@ -24,27 +25,31 @@ def write(
 
     Errors: `SampleError` naming the document, for turns that are no conversation's.
     """
-    if template.conversation is None or not has_roles(document):
+    conversation = template.conversation
+    if conversation is None or not has_roles(document):
         bos, eos = _text(tokenizer.bos_token), _text(tokenizer.eos_token)
         pieces = list(template.write(document, bos, eos, complete))
         return list(zip(pieces, _ids(pieces, tokenizer), strict=True))
     turns = turns_of(document, name)
     check_turns(turns, complete, name)
-    fixed = _fixed_words(template, template.conversation, tokenizer)
-    pieces = joined(template.conversation.write(turns, complete, fixed, template.image))
-    return list(_ids_in_context(pieces, tokenizer))
+    if conversation.is_tokenizers:
+        said = write_own(turns, complete, tokenizer, conversation, template.image, name)
+    else:
+        fixed = FixedWords(conversation, tokenizer, template.begin)
+        said = conversation.write(turns, complete, fixed, template.image)
+    return list(_ids_in_context(joined(said), tokenizer))
 
 
-def check_tokens(template: Template, tokenizer: PreTrainedTokenizerBase) -> None:
-    """Errors: `FlamingoError` naming a token that the template's conversations need and the tokenizer lacks."""
-    if template.conversation is not None:
-        _fixed_words(template, template.conversation, tokenizer)
+def resolved(
+    conversation: ConversationTemplate, tokenizer: PreTrainedTokenizerBase
+) -> tuple[ConversationTemplate, list[Piece]]:
+    """The template as this tokenizer has it, and the pieces of its stop.
 
-
-def stop_pieces(template: Template, tokenizer: PreTrainedTokenizerBase) -> list[Piece]:
-    """What ends an answer of a conversation."""
-    assert template.conversation is not None
-    return list(_fixed_words(template, template.conversation, tokenizer)(template.conversation.stop))
+    Errors: `FlamingoError` naming what the tokenizer lacks.
+    """
+    if conversation.is_tokenizers:
+        conversation = own_template(conversation, tokenizer)
+    return conversation, list(FixedWords(conversation, tokenizer)(conversation.stop))
 
 
 def cut_at_turn(written: Written, max_length: int, name: str) -> tuple[Written, int]:
@@ -67,14 +72,6 @@ def cut_at_turn(written: Written, max_length: int, name: str) -> tuple[Written, 
             "too_long",
         )
     return written[:fitting], sum(end > fitting for end in ends)
-
-
-def _fixed_words(
-    template: Template, conversation: ConversationTemplate, tokenizer: PreTrainedTokenizerBase
-) -> FixedWords:
-    bos, eos = _text(tokenizer.bos_token), _text(tokenizer.eos_token)
-    known = tokenizer.get_vocab().__contains__
-    return FixedWords(conversation, bos if template.begin else None, eos, known)
 
 
 def _ids(pieces: Sequence[Piece], tokenizer: PreTrainedTokenizerBase) -> list[list[int]]:

@@ -6,7 +6,7 @@ it while the others wait; where each rank holds a share of the model, all of the
 
 import random
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ from flamingo_lite.evaluation.panels import column_part
 from flamingo_lite.evaluation.runner import evaluate
 from flamingo_lite.models.model import VisionLanguageModel
 from flamingo_lite.processing import VisionLanguageProcessor
+from flamingo_lite.training.beside import Beside
 from flamingo_lite.training.callbacks import Row
 from flamingo_lite.training.module import TrainingModule
 from flamingo_lite.training.ranks import Ranks
@@ -84,15 +85,29 @@ class Asides(lightning.Callback):
         # by token would be compiled over and over.
         eager = torch.compiler.set_stance("force_eager")
         with self.paused(), undisturbed(), trainer.precision_plugin.forward_context(), eager:
-            if together or self.ranks.is_first:
-                with root_gathered(pl_module.model) if together else nullcontext():
-                    for aside in due:
-                        self._found |= aside(pl_module.model, step, together)
-            # The others wait here, and every rank's row is the same.
-            self._found = self.ranks.broadcast(self._found)
+
+            def work() -> Row:
+                found = self._found
+                for aside in due:
+                    found |= aside(pl_module.model, step, together)
+                return found
+
+            def work_alone(is_alive: Callable[[], None]) -> Row:
+                with each_forward(pl_module.model, is_alive):
+                    return work()
+
+            # Every rank's row is the same.
+            if together:
+                with root_gathered(pl_module.model):
+                    found = work()
+                self._found = self.ranks.broadcast(found)
+            else:
+                self._found = self.ranks.first_alone(work_alone)
 
 
-def few_shot(processor: VisionLanguageProcessor, config: EvaluationConfig, directory: Path | None) -> Aside:
+def few_shot(
+    processor: VisionLanguageProcessor, config: EvaluationConfig, directory: Path | None, beside: Beside
+) -> Aside:
     """An evaluation in columns few_shot/<task>/<split>/<style>/<condition>/<shots>_shots: the share of right answers.
 
     Its files go into a folder of its own in `directory`.
@@ -103,7 +118,9 @@ def few_shot(processor: VisionLanguageProcessor, config: EvaluationConfig, direc
 
         folder = None if directory is None else directory / FEW_SHOT / f"step-{step:08d}"
         asked = ModelAnswers(model, processor, config.batch_size, options=options)
-        return few_shot_columns(evaluate(asked.generate, config, folder, rank=asked.rank))
+        with beside.writing(f"{directory}/{FEW_SHOT}"):
+            return few_shot_columns(evaluate(asked.generate, config, folder, rank=asked.rank))
+        return {}
 
     return run
 
@@ -126,6 +143,7 @@ def continued(
     count: int,
     history: SampleHistory | None,
     tracker: Tracker,
+    beside: Beside,
 ) -> Aside:
     """The first `count` prompts of `documents` continued, for the table of samples; no columns."""
     chosen: list[Prompt] = []
@@ -136,7 +154,8 @@ def continued(
         samples = continue_prompts(model, processor, chosen, step, together)
         if history is not None:
             history.add(samples, chosen)
-            tracker.log_samples(history, step)
+            with beside.writing("the table of samples for W&B"):
+                tracker.log_samples(history, step)
         return {}
 
     return run
@@ -153,6 +172,17 @@ def undisturbed() -> Iterator[None]:
         finally:
             random.setstate(states[0])
             np.random.set_state(states[1])
+
+
+@contextmanager
+def each_forward(model: VisionLanguageModel, then: Callable[[], None]) -> Iterator[None]:
+    """Calls `then` whenever the model, or its vision encoder, computes: at every token and every batch of images."""
+    hooks = [part.register_forward_pre_hook(lambda *_: then()) for part in (model, model.vision)]
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
 
 
 @contextmanager

@@ -17,14 +17,14 @@ from omegaconf import OmegaConf
 from flamingo_lite.errors import FlamingoError
 from flamingo_lite.evaluation.results import write_atomically
 from flamingo_lite.training.asides import FEW_SHOT
+from flamingo_lite.training.beside import Say, drop_lines_after
 from flamingo_lite.training.checkpointing import (
     FOLDER,
-    Say,
     VerifiedCheckpointIO,
     latest_checkpoint,
     read_record,
 )
-from flamingo_lite.training.rejects import REJECTS, drop_rejects_after
+from flamingo_lite.training.rejects import REJECTS
 from flamingo_lite.training.samples import GENERATIONS, PICTURES
 from flamingo_lite.training.settings import MODEL, TrainingConfig
 from flamingo_lite.training.skipping import FILE as SKIPPED_FILE
@@ -47,7 +47,8 @@ class Beginning:
 
 
 def begin(config: TrainingConfig, defining: Mapping[str, Any], say: Say) -> Beginning:
-    """Looks at what lies in the output, and changes nothing there; `say` gets a line for what is odd.
+    """Looks at what lies in the output. All that it changes there is to put aside a checkpoint that is not whole, when one
+    before it is; `say` gets a line for that.
 
     Errors: `FlamingoError` when another run lies there.
     """
@@ -68,7 +69,8 @@ def make_ready(config: TrainingConfig, defining: Mapping[str, Any], beginning: B
     if beginning.checkpoint is None:
         _clear(output)
     else:
-        drop_rejects_after(output, beginning.step)
+        for name in (REJECTS, SKIPPED_FILE):
+            drop_lines_after(output / name, beginning.step)
         remember_run(output, VerifiedCheckpointIO().load_checkpoint(beginning.checkpoint).get(WANDB_RUN))
     write_summary(output, {"finished": False, "identity": defining})
     write_atomically(output / CONFIG, as_yaml(config).encode())
@@ -115,6 +117,9 @@ def identity(config: TrainingConfig, shards: Mapping[str, str]) -> dict[str, Any
 def check_same_run(before: Mapping[str, Any], now: Mapping[str, Any], output: Path) -> None:
     """Errors: `FlamingoError` that names the first setting in which the two identities differ."""
     old, new = _flat(before), _flat(now)
+    # A setting that came with a later version had its default's effect before.
+    defaults = _flat(identity(TrainingConfig(), {}))
+    old = {**{name: value for name, value in defaults.items() if name in new}, **old}
     for name in sorted(old.keys() | new.keys()):
         if old.get(name) != new.get(name):
             raise FlamingoError(

@@ -10,8 +10,8 @@ from typing import Any
 
 import lightning.pytorch as lightning
 
-from flamingo_lite.errors import FlamingoError
 from flamingo_lite.evaluation.results import write_atomically
+from flamingo_lite.training.beside import Beside
 from flamingo_lite.training.display import ProgressDisplay
 
 Row = dict[str, float]
@@ -48,8 +48,9 @@ class MetricsFile:
     Where the disk refuses, rows wait for the next one.
     """
 
-    def __init__(self, path: Path, resume_at: int = 0) -> None:
+    def __init__(self, path: Path, resume_at: int = 0, beside: Beside | None = None) -> None:
         self.path = path
+        self.beside = beside or Beside()
         self._columns: list[str] = []
         self._waiting: list[Row] = []
         kept = [row for row in read_metrics(path) if row["step"] <= resume_at] if resume_at else []
@@ -60,30 +61,37 @@ class MetricsFile:
 
     def __call__(self, row: Row) -> None:
         self._waiting.append(row)
+        with self.beside.writing(str(self.path)):
+            self._write()
+
+    def _write(self) -> None:
         size = self.path.stat().st_size if self.path.exists() else 0
         try:
-            if any(name not in self._columns for name in row):
+            if any(name not in self._columns for row in self._waiting for name in row):
                 self._write_anew([*read_metrics(self.path), *self._waiting])
             else:
                 with self.path.open("a", newline="") as file:
-                    file.write(self._lines(self._waiting))
-            self._waiting.clear()
-        except (OSError, FlamingoError):
+                    file.write(_lines(self._waiting, self._columns))
+        except OSError:
             with contextlib.suppress(OSError):
                 os.truncate(self.path, size)  # half a line would be joined to the next
+            raise
+        self._waiting.clear()
 
     def _write_anew(self, rows: Sequence[Row]) -> None:
-        self._columns = list(dict.fromkeys(name for row in rows for name in row))
-        header = {name: name for name in self._columns}
-        write_atomically(self.path, self._lines([header, *rows]).encode())
+        columns = list(dict.fromkeys(name for row in rows for name in row))
+        header = {name: name for name in columns}
+        write_atomically(self.path, _lines([header, *rows], columns).encode())
+        self._columns = columns
 
-    def _lines(self, rows: Sequence[Mapping[str, float | str]]) -> str:
-        buffer = io.StringIO()
-        writer = csv.writer(buffer, lineterminator="\n")
-        for row in rows:
-            values = (row.get(name, "") for name in self._columns)
-            writer.writerow(f"{value:.9g}" if isinstance(value, float) else value for value in values)
-        return buffer.getvalue()
+
+def _lines(rows: Sequence[Mapping[str, float | str]], columns: Sequence[str]) -> str:
+    buffer = io.StringIO()
+    writer = csv.writer(buffer, lineterminator="\n")
+    for row in rows:
+        values = (row.get(name, "") for name in columns)
+        writer.writerow(f"{value:.9g}" if isinstance(value, float) else value for value in values)
+    return buffer.getvalue()
 
 
 def read_metrics(path: Path) -> list[Row]:

@@ -9,7 +9,6 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -20,12 +19,11 @@ from lightning.fabric.plugins import CheckpointIO
 
 from flamingo_lite.errors import FlamingoError, first_line
 from flamingo_lite.evaluation.results import write_atomically
+from flamingo_lite.training.beside import Say
 from flamingo_lite.training.module import TrainingModule
 
 FOLDER = "checkpoints"
 BLOCK = 1 << 20
-
-Say = Callable[[str], None]
 
 
 @dataclass(frozen=True)

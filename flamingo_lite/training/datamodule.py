@@ -5,6 +5,7 @@ shard. Ranks, accumulated batches and workers are no part of it.
 """
 
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +29,8 @@ from flamingo_lite.data.stores import check_room, open_store
 from flamingo_lite.errors import FlamingoError
 from flamingo_lite.evaluation.results import sha256_of_json
 from flamingo_lite.processing import VisionLanguageProcessor
-from flamingo_lite.training.rejects import Consumption, drop_rejects_after
+from flamingo_lite.training.beside import Beside, drop_lines_after
+from flamingo_lite.training.rejects import Consumption
 from flamingo_lite.training.settings import StageConfig
 
 ONLY_SOURCE = "data"
@@ -82,6 +84,7 @@ class ShardDataModule(lightning.LightningDataModule):
         output: Path | None = None,
         progress: Progress | None = None,
         features: FeatureCache | None = None,
+        beside: Beside | None = None,
     ) -> None:
         super().__init__()
         self.features = features
@@ -99,12 +102,12 @@ class ShardDataModule(lightning.LightningDataModule):
         self.plan = Plan(mixture, stage.batch_size, self.packing, documents_of(stage, mixture))
         self.steps = stage.steps if stage.epochs is None else self.plan.count()
         self.position = Position()
-        self.consumption = Consumption(output, data.max_reject_share, data.max_rejects_in_a_row)
+        self.consumption = Consumption(output, data.max_reject_share, data.max_rejects_in_a_row, beside)
 
-    def train_dataloader(self) -> "Unburied":
+    def train_dataloader(self) -> "Batches":
         rank, ranks = (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
         budgets = (self.packing.tokens, self.packing.images) if self.packing else (None, None)
-        return Unburied(
+        return Batches(
             DataLoader(
                 Reader(
                     self.sources, self.processor, self.max_length, *budgets, self.data.draft, self.features
@@ -115,7 +118,8 @@ class ShardDataModule(lightning.LightningDataModule):
                 # Its own generator: the loader must not draw from the one that training is seeded with.
                 generator=torch.Generator().manual_seed(self.seed),
                 pin_memory=self.trainer is not None and self.trainer.strategy.root_device.type == "cuda",
-            )
+            ),
+            by_step=self.stage.loss_mean == "sources",
         )
 
     def took(self, batch: PreparedBatch) -> None:
@@ -198,17 +202,28 @@ class Recipes:
                 return
 
 
-class Unburied:
-    """A loader's batches; a message in place of one is raised here, in the main process."""
+class Batches:
+    """A loader's batches; a message in place of one is raised here, in the main process.
 
-    def __init__(self, loader: DataLoader[PreparedBatch | str]) -> None:
-        self.loader = loader
+    `by_step`: those of a step are read before the first of them is given, and say what all of them train on.
+    """
+
+    def __init__(self, loader: DataLoader[PreparedBatch | str], by_step: bool = False) -> None:
+        self.loader, self.by_step = loader, by_step
 
     def __iter__(self) -> Iterator[PreparedBatch]:
+        step: list[PreparedBatch] = []
         for batch in self.loader:
             if isinstance(batch, str):
                 raise FlamingoError(batch)
-            yield batch
+            step.append(batch)
+            if self.by_step and batch.position is None:  # others of this step follow
+                continue
+            by_source = zip(*(part.trained for part in step), strict=True)
+            trained: tuple[int, ...] = tuple(int(sum(counts)) for counts in by_source)
+            for part in step:
+                yield replace(part, step_trained=trained) if self.by_step else part
+            step = []
 
 
 class Counting(lightning.Callback):
@@ -220,8 +235,8 @@ class Counting(lightning.Callback):
     def on_train_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
         data = trainer.datamodule  # pyrefly: ignore[missing-attribute]
         assert isinstance(data, ShardDataModule)
-        if trainer.is_global_zero and data.consumption.directory is not None:
-            drop_rejects_after(data.consumption.directory, data.position.batches)
+        if trainer.is_global_zero and data.consumption.file is not None:
+            drop_lines_after(data.consumption.file.path, data.position.batches)
         # No rank writes before what is there has been sorted out.
         trainer.strategy.barrier()
 

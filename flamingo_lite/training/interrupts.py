@@ -1,14 +1,17 @@
 """SIGTERM and SLURM's warning before preemption: the step is finished, a checkpoint written, and the run ends.
 
-A handler only notes the signal. The ranks agree on it in the one reduction that every step has, so all of them stop at
-the same step, whichever of them was told. SIGUSR1 is what `#SBATCH --signal=USR1@120` sends before the time is up; the job
-is then put into the queue again.
+While steps are taken a handler only notes the signal. The ranks agree on it in the one reduction that every step has, so
+all of them stop at the same step, whichever of them was told. Before the first step and after the last, while a model
+is loaded or saved, there is nothing to save, and each rank that is told ends at once. SIGUSR1 is what
+`#SBATCH --signal=USR1@120` sends before the time is up; the job is then put into the queue again.
 """
 
 import os
 import signal
 import subprocess
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import FrameType
 from typing import Any
 
@@ -17,6 +20,37 @@ import lightning.pytorch as lightning
 from flamingo_lite.errors import Interrupted, first_line
 from flamingo_lite.training.checkpointing import CheckpointKeeper
 from flamingo_lite.training.module import SIGNALS, TrainingModule
+
+
+class _Stop(BaseException):
+    """Goes through whatever takes an `Exception` for a reason to try something else."""
+
+
+@contextmanager
+def ending_on_signal(is_first: bool) -> Iterator[None]:
+    """Inside, a signal raises `Interrupted`, unless `StopOnSignal` has taken over. `is_first`: this rank asks SLURM."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    received: list[signal.Signals] = []
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        if not received:  # a second one is not to cut what the first has begun
+            received.append(signal.Signals(number))
+            raise _Stop
+
+    before = {number: signal.signal(number, stop) for number in SIGNALS}
+    try:
+        yield
+    except _Stop:
+        asked = requeue() if is_first and received[0] == signal.SIGUSR1 else None
+        raise Interrupted(
+            f"stopped by {received[0].name} while no step was taken: nothing had to be saved; "
+            f"{asked or 'the same command continues'}"
+        ) from None
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 class StopOnSignal(lightning.Callback):

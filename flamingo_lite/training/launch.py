@@ -120,6 +120,11 @@ class _Rank:
         self.reader.join(timeout=1.0)
         code = self.process.returncode
         said = [line.removeprefix(PREFIX).strip() for line in self.lines if line.startswith(PREFIX)]
+        if -code in FORWARDED:  # it came before the rank could handle it
+            name = signal.Signals(-code).name
+            return Interrupted(
+                f"rank {self.number} was stopped by {name} while it started; the same command continues"
+            )
         if code < 0:
             name = signal.Signals(-code).name
             out_of_memory = " (the machine may be out of memory)" if name == "SIGKILL" else ""

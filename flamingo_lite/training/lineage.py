@@ -15,6 +15,7 @@ import lightning.pytorch as lightning
 from flamingo_lite.data.manifest import Manifest
 from flamingo_lite.evaluation.panels import column_part
 from flamingo_lite.evaluation.results import sha256_of_json
+from flamingo_lite.training.beside import Beside
 from flamingo_lite.training.checkpointing import Record, VerifiedCheckpointIO
 from flamingo_lite.training.tracking import Tracker
 
@@ -67,8 +68,8 @@ def made_model(tracker: Tracker, directory: Path, about: Mapping[str, Any]) -> N
 class CheckpointLineage(lightning.Callback):
     """Tells W&B of each checkpoint; comes after the callback that writes them."""
 
-    def __init__(self, tracker: Tracker, folder: Path, files: VerifiedCheckpointIO) -> None:
-        self.tracker, self.folder, self.files = tracker, folder, files
+    def __init__(self, tracker: Tracker, folder: Path, files: VerifiedCheckpointIO, beside: Beside) -> None:
+        self.tracker, self.folder, self.files, self.beside = tracker, folder, files, beside
         self._told: Record | None = None
 
     def on_train_batch_end(
@@ -82,7 +83,8 @@ class CheckpointLineage(lightning.Callback):
         record = self.files.record
         if record is not None and record is not self._told:
             self._told = record
-            made_checkpoint(self.tracker, self.folder / f"step-{record.step:08d}.ckpt", record)
+            with self.beside.writing("what W&B is told of checkpoints"):
+                made_checkpoint(self.tracker, self.folder / f"step-{record.step:08d}.ckpt", record)
 
 
 def _artifact(name: str, kind: str, about: Mapping[str, Any], files: Mapping[str, str] | None = None) -> Any:

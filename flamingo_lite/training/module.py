@@ -1,11 +1,12 @@
 """The thin LightningModule: one training step, one optimizer, and a checkpoint that holds what trains.
 
 The loss of an optimizer step is the (weighted) sum over its trained-on tokens divided by their number (or weights),
-over all ranks and accumulated batches: a batch of long answers weighs more than one of short ones.
+over all ranks and accumulated batches: a batch of long answers weighs more than one of short ones. Or it is the sum of
+the means of the sources of data (loss_means.py).
 """
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from signal import SIGTERM, SIGUSR1, Signals
 from typing import Any
@@ -14,14 +15,15 @@ import lightning.pytorch as lightning
 import torch
 from torch import Tensor, nn
 
-from flamingo_lite.batch import IGNORED
 from flamingo_lite.data.features import FeatureCache
 from flamingo_lite.data.prepared import PreparedBatch
 from flamingo_lite.errors import FlamingoError
 from flamingo_lite.models.model import VisionLanguageModel
 from flamingo_lite.models.policy import frozen_sha256
+from flamingo_lite.models.prefix_fusion import MarksError
 from flamingo_lite.nn.whole import whole
 from flamingo_lite.training.features import complete
+from flamingo_lite.training.loss_means import SourceMeans, trained_items
 from flamingo_lite.training.optim import OptimizerConfig, build_optimizer
 from flamingo_lite.training.ranks import Ranks
 from flamingo_lite.training.sharding import local
@@ -29,7 +31,7 @@ from flamingo_lite.training.skipping import Part, SkippedSteps
 
 RANDOM_STATES = "random_states"
 FROZEN_HASHES = "frozen_sha256"
-SKIPPED = "skipped_steps"
+SKIPPED, SKIPPED_BY_SCALE = "skipped_steps", "skipped_by_scale"
 
 SIGNALS = (SIGTERM, SIGUSR1)
 """Those that ask a run to save and stop."""
@@ -59,7 +61,8 @@ class TrainingModule(lightning.LightningModule):
     """Trains `model` for `steps` optimizer steps of `accumulate` batches each.
 
     `report` is the last step's, None while a step is unfinished. `notes` go into each checkpoint as they are.
-    `on_gradients` is called once per step, when gradients are whole and not clipped yet.
+    `on_gradients` is called once per step, when gradients are whole and not clipped yet. `source_loss_weights`: where the
+    loss is to be the sum of the sources' means, of each.
     """
 
     def __init__(
@@ -73,6 +76,7 @@ class TrainingModule(lightning.LightningModule):
         ranks: Ranks,
         skipped: SkippedSteps,
         notes: Mapping[str, Any],
+        source_loss_weights: Sequence[float] | None = None,
     ) -> None:
         super().__init__()
         self.model = model
@@ -84,6 +88,9 @@ class TrainingModule(lightning.LightningModule):
         self.skipped = skipped
         self.notes = dict(notes)
         self.on_gradients: Callable[[torch.optim.Optimizer], None] = lambda optimizer: None
+        self.means = None
+        if source_loss_weights is not None:
+            self.means = SourceMeans(source_loss_weights, self._added_up)
         self.signal: Signals | None = None
         self.report: StepReport | None = None
         # Frozen parameters are not in the checkpoint; `check_resumable` sees that nothing else is missing.
@@ -96,18 +103,24 @@ class TrainingModule(lightning.LightningModule):
         """The summed loss, which Lightning differentiates, and `token_losses` (b t) for whoever looks on."""
         self.report = None
         batch, weights = prepared.batch, prepared.loss_weights
-        is_trained = batch.labels[:, 1:] != IGNORED
-        tokens = is_trained.sum() if weights is None else weights[:, 1:][is_trained].sum()
+        tokens = trained = trained_items(batch.labels, None)
+        if self.means is not None:
+            weights = self.means.weights(prepared, is_first=not self._losses)
+        elif weights is not None:
+            tokens = trained_items(batch.labels, weights)
         # num_items=1 gives the sum; `configure_gradient_clipping` divides by the tokens of the whole step.
         features = None
         if self.features is not None and prepared.known is not None:
             features = complete(self.model, self.features, prepared.known, batch.pixel_values)
-        found = self.model(**batch, loss_weights=weights, num_items=1, vision_features=features)
+        try:
+            found = self.model(**batch, loss_weights=weights, num_items=1, vision_features=features)
+        except MarksError as error:
+            raise FlamingoError(f"sample {', '.join(prepared.names_of_row(error.row))}: {error}") from error
         loss = found.loss
         self._losses.append(loss.detach())
         self._sample_names.append(["/".join(sample) for sample in prepared.samples])
         self._trained_tokens = self._trained_tokens.to(loss.device) + tokens
-        self._labels = self._labels.to(loss.device) + is_trained.sum()
+        self._labels = self._labels.to(loss.device) + trained
         rows, images = len(batch.labels), len(batch.pixel_values)
         counts = (prepared.documents, prepared.tokens, images, rows, batch.labels.numel())
         self._counts = [known + more for known, more in zip(self._counts, counts, strict=True)]
@@ -135,6 +148,7 @@ class TrainingModule(lightning.LightningModule):
         # The one place in a step that waits for the device.
         loss, norm, *numbers = torch.stack([totals[0] / trained_tokens, norm, *totals[2:]]).tolist()
         trained, samples, tokens, images, rows, positions, *signals = map(round, numbers)
+        is_number = math.isfinite(loss) and math.isfinite(norm)
         received = [number for number, count in zip(SIGNALS, signals, strict=True) if count]
         self.report = StepReport(
             loss=loss,
@@ -146,8 +160,7 @@ class TrainingModule(lightning.LightningModule):
             rows=rows,
             positions=positions,
             trained=trained,
-            # A loss scale that was too large makes infinite gradients, and is made smaller by the scaler.
-            skipped=not (math.isfinite(loss) and (math.isfinite(norm) or self._has_scaler())),
+            skipped=not is_number,
             signal=received[0] if received else None,
         )
         if self.report.skipped:
@@ -155,7 +168,9 @@ class TrainingModule(lightning.LightningModule):
             optimizer.zero_grad(set_to_none=True)
             parts = zip(self._losses, self._sample_names, strict=True)
             mine = [Part(part.item(), names, self.ranks.rank) for part, names in parts]
-            self.skipped.add(self.trainer.global_step + 1, norm, mine)
+            # The mean loss was multiplied by this; what Lightning hands on is the sum.
+            multiplied = None if self.loss_scale is None else self.loss_scale / scale.item()
+            self.skipped.add(self.trainer.global_step + 1, norm, mine, multiplied)
         self._clear()
 
     def _totals(self) -> Tensor:
@@ -168,10 +183,16 @@ class TrainingModule(lightning.LightningModule):
         counts = torch.tensor([*self._counts, *asked], dtype=kind, device=device)
         sums = [torch.stack(self._losses).sum(), self._trained_tokens, self._labels]
         sums = torch.stack([value.to(kind) for value in sums])
-        return self.trainer.strategy.reduce(torch.cat([sums, counts]), reduce_op="sum")
+        return self._added_up(torch.cat([sums, counts]))
 
-    def _has_scaler(self) -> bool:
-        return getattr(self.trainer.precision_plugin, "scaler", None) is not None
+    def _added_up(self, values: Tensor) -> Tensor:
+        return self.trainer.strategy.reduce(values, reduce_op="sum")
+
+    @property
+    def loss_scale(self) -> float | None:
+        """By which the loss is multiplied before it is differentiated; None unless under 16-mixed."""
+        scaler = getattr(self.trainer.precision_plugin, "scaler", None)
+        return None if scaler is None else scaler.get_scale()
 
     def configure_optimizers(self) -> Any:
         policy = self.model.config.policy
@@ -196,11 +217,13 @@ class TrainingModule(lightning.LightningModule):
         checkpoint[FROZEN_HASHES] = self.frozen_hashes
         checkpoint[RANDOM_STATES] = self.ranks.gather(_get_random_state())
         checkpoint[SKIPPED] = self.skipped.count
+        checkpoint[SKIPPED_BY_SCALE] = self.skipped.by_scale
         checkpoint |= self.notes
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         check_resumable(checkpoint, trainable_names(self), self.frozen_hashes)
         self.skipped.count = checkpoint[SKIPPED]
+        self.skipped.by_scale = checkpoint.get(SKIPPED_BY_SCALE, 0)
         states = checkpoint[RANDOM_STATES]
         # A rank that the run did not have before goes on from its own seed.
         self._random_state = states[self.ranks.rank] if self.ranks.rank < len(states) else None

@@ -130,6 +130,7 @@ class Monitor(lightning.Callback):
             "fill_rate": sum(r.tokens for r in reports) / max(1, sum(r.positions for r in reports)),
             "seconds": now - self._start,
             **self._rates,
+            **({} if module.loss_scale is None else {"loss_scale": module.loss_scale}),
             **memory_columns(module.device),
             **fetched(on_device),
         }

@@ -6,15 +6,16 @@ DDP averages gradients once a step, whatever is accumulated before; FSDP2 is `sh
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
-from typing import Any, cast
+from typing import Any
 
 import lightning.pytorch as lightning
+from lightning.pytorch.plugins.precision import MixedPrecision
 from lightning.pytorch.strategies import DDPStrategy, Strategy
 
 from flamingo_lite.errors import FlamingoError, first_line
 from flamingo_lite.training.precision import lightning_precision
 from flamingo_lite.training.ranks import Ranks, is_lost_rank
-from flamingo_lite.training.settings import TrainerConfig
+from flamingo_lite.training.settings import TrainerConfig, torch_device
 from flamingo_lite.training.sharding import ShardedStrategy
 
 
@@ -22,6 +23,11 @@ def build_trainer(
     config: TrainerConfig, ranks: Ranks, *, plugins: list[Any], **settings: Any
 ) -> lightning.Trainer:
     """A trainer whose ranks are there already; `settings` are Lightning's own."""
+    precision: Any = lightning_precision(config.precision)
+    if config.precision == "16-mixed":
+        # Lightning would take bfloat16 in its place on a CPU, and say so in a warning.
+        plugins = [*plugins, MixedPrecision("16-mixed", torch_device(config.accelerator).type)]
+        precision = None
     return lightning.Trainer(
         accelerator=config.accelerator,
         devices=ranks.devices,
@@ -29,7 +35,7 @@ def build_trainer(
         strategy=strategy_of(config, ranks),
         # Named, or Lightning would look for SLURM and torchrun itself.
         plugins=[*plugins, ranks.environment],
-        precision=cast("Any", lightning_precision(config.precision)),
+        precision=precision,
         accumulate_grad_batches=config.accumulate,
         deterministic=config.deterministic,
         max_epochs=-1,

@@ -14,11 +14,13 @@ from torch import nn
 
 from flamingo_lite.data.batches import rows_each
 from flamingo_lite.errors import FlamingoError
+from flamingo_lite.models.adapters import packed_numbers
 from flamingo_lite.models.build import ModelConfig, build
 from flamingo_lite.models.language import context_length, decoder_layers
 from flamingo_lite.models.model import VisionLanguageModel
 from flamingo_lite.models.policy import PARTS, part_of
 from flamingo_lite.names import check_choice
+from flamingo_lite.training.four_bits import quantize_on_paper
 from flamingo_lite.training.precision import checkpoint_activations, hold
 from flamingo_lite.training.settings import TrainingConfig
 from flamingo_lite.training.trial import StepShape, Trial, run_trial
@@ -125,13 +127,15 @@ def make_plan(config: TrainingConfig, plan: PlanConfig) -> Plan:
     """
     stage, trainer = config.stage, config.trainer
     chosen = STRATEGIES if plan.strategy == ALL else (plan.strategy,)
+    recomputed = plan.checkpointing or trainer.checkpoint_activations
+    # As in training, a stage's policy stands in place of the model's.
+    model = meta_model(replace(config.model, policy=stage.policy or config.model.policy), recomputed)
+    if quantize_on_paper(model):
+        chosen = unsharded(plan.strategy)
     rows = {
         name: rows_each(stage.batch_size, 1 if name == "single" else plan.ranks, trainer.accumulate)
         for name in chosen
     }
-    recomputed = plan.checkpointing or trainer.checkpoint_activations
-    # As in training, a stage's policy stands in place of the model's.
-    model = meta_model(replace(config.model, policy=stage.policy or config.model.policy), recomputed)
     hold(model, trainer.precision, trainer.frozen_dtype)
     shape = StepShape(_length(config, plan, model), plan.images, trainer.precision, stage.pack)
     known: dict[int, Trial] = {}
@@ -172,6 +176,15 @@ def make_plan(config: TrainingConfig, plan: PlanConfig) -> Plan:
     )
 
 
+def unsharded(strategy: str) -> tuple[str, ...]:
+    """The strategies for a model with weights of four bits. Errors: `FlamingoError` where `strategy` is no such one."""
+    if strategy == "fsdp":
+        raise FlamingoError(
+            "the policy quantizes weights (qlora), and these are not shared among devices; use plan.strategy=ddp"
+        )
+    return tuple(name for name in STRATEGIES if name != "fsdp" and strategy in (ALL, name))
+
+
 def _length(config: TrainingConfig, plan: PlanConfig, model: VisionLanguageModel) -> int:
     """Text positions of a row. Errors: `FlamingoError` where the language model does not read so many."""
     limit, stage = context_length(model.language.config), config.stage
@@ -196,9 +209,10 @@ def meta_model(config: ModelConfig, checkpointing: bool = False) -> VisionLangua
 def parts_of(model: nn.Module) -> dict[str, Part]:
     """The parts by name, shared weights counted once, where they are first."""
     totals = {name: [0, 0, 0, 0] for name in PARTS}
+    packed = packed_numbers(model)
     for name, parameter in model.named_parameters():
         trains = parameter.requires_grad
-        count, size = parameter.numel(), parameter.nbytes
+        count, size = packed.get(name, parameter.numel()), parameter.nbytes
         added = (count, count * trains, size, size * trains)
         totals[part_of(name)] = [a + b for a, b in zip(totals[part_of(name)], added, strict=True)]
     return {name: Part(*numbers) for name, numbers in totals.items() if numbers[0]}

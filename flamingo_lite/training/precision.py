@@ -11,9 +11,10 @@ from typing import Any
 import torch
 from torch import nn
 
+from flamingo_lite.models.adapters import is_packed
 from flamingo_lite.models.model import VisionLanguageModel
 from flamingo_lite.models.parts import cast_parameters
-from flamingo_lite.training.settings import TrainerConfig
+from flamingo_lite.training.settings import AUTOCAST, TrainerConfig
 
 WHOLE = {"32-true": torch.float32, "bf16-true": torch.bfloat16}
 """The precisions under which a model is held in one type."""
@@ -37,6 +38,9 @@ def hold(model: nn.Module, precision: str, frozen_dtype: str | None = None) -> N
         return
     narrow = None if frozen_dtype is None else getattr(torch, frozen_dtype)
     for module in model.modules():
+        if is_packed(module):
+            _compute_in(module, AUTOCAST[precision])
+            continue
         own = dict(module.named_parameters(recurse=False))
         # A norm gets what the layers before it add up, which is float32, and on the CPU must then be it too.
         is_norm = all(parameter.ndim < 2 for parameter in own.values())
@@ -45,6 +49,16 @@ def hold(model: nn.Module, precision: str, frozen_dtype: str | None = None) -> N
                 _cast(parameter, torch.float32)
             elif narrow is not None:
                 _cast(parameter, narrow)
+
+
+def _compute_in(layer: Any, dtype: torch.dtype) -> None:
+    """What autocast does to other layers, bitsandbytes' do by themselves: in the type of their first input, unless told,
+    and with their bias cast to it for good, which one that trains must not be.
+    """
+    if layer.bias is not None:
+        dtype = torch.float32 if layer.bias.requires_grad else dtype
+        _cast(layer.bias, dtype)
+    layer.compute_dtype, layer.compute_type_is_set = dtype, True
 
 
 def checkpoint_activations(model: VisionLanguageModel) -> None:

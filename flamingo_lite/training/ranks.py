@@ -5,6 +5,8 @@ A rank is one process with one device. torchrun, srun or `launch.py` starts them
 
 import functools
 import os
+import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Any, TypeVar
@@ -30,13 +32,21 @@ LOST = ("Connection closed by peer", "Connection reset by peer", "Timed out wait
 """What a message says when a rank waited for another one that is gone."""
 
 
+SIGN_OF_LIFE = 1.0
+"""Seconds between two."""
+
+
 @dataclass(frozen=True)
 class Ranks:
-    """`devices` processes on each of `nodes` machines; this one is number `rank`. Alone, every method is free."""
+    """`devices` processes on each of `nodes` machines; this one is number `rank`. Alone, every method is free.
+
+    `timeout_minutes`: how long they wait for each other.
+    """
 
     devices: int = 1
     nodes: int = 1
     environment: ClusterEnvironment = field(default_factory=LightningEnvironment)
+    timeout_minutes: float = 30.0
 
     @property
     def number(self) -> int:
@@ -56,15 +66,39 @@ class Ranks:
         if self.number == 1:
             return value
         box = [value]
-        distributed.broadcast_object_list(box, src=0, group=_words(), device=torch.device("cpu"))
+        words = _words(self.timeout_minutes)
+        distributed.broadcast_object_list(box, src=0, group=words, device=torch.device("cpu"))
         return box[0]
+
+    def first_alone(self, work: Callable[[Callable[[], None]], T]) -> T:
+        """What `work` gives on the first rank, on every rank; the others wait, however long it takes.
+
+        `work` is handed a function to call now and then: to wait for it ends where it is silent for as long as ranks wait
+        for each other.
+        """
+        if not self.is_first:
+            while True:
+                nothing: Any = None
+                is_done, value = self.broadcast((False, nothing))
+                if is_done:
+                    return value
+        told = [time.monotonic()]
+
+        def is_alive() -> None:
+            if time.monotonic() - told[0] > SIGN_OF_LIFE:
+                self.broadcast((False, None))
+                told[0] = time.monotonic()
+
+        value = work(is_alive)
+        self.broadcast((True, value))
+        return value
 
     def gather(self, value: T) -> list[T]:
         """The values of all ranks, in their order, on every rank."""
         if self.number == 1:
             return [value]
         values: list[Any] = [None] * self.number
-        distributed.all_gather_object(values, value, group=_words())
+        distributed.all_gather_object(values, value, group=_words(self.timeout_minutes))
         return values
 
 
@@ -75,7 +109,8 @@ def started_ranks(config: TrainerConfig) -> Ranks | None:
     """
     if all(name in os.environ for name in TORCHRUN):
         devices = int(os.environ["LOCAL_WORLD_SIZE"])
-        ranks = Ranks(devices, int(os.environ["WORLD_SIZE"]) // devices, TorchElasticEnvironment())
+        nodes = int(os.environ["WORLD_SIZE"]) // devices
+        ranks = Ranks(devices, nodes, TorchElasticEnvironment(), config.timeout_minutes)
         return _checked(ranks, config, "torchrun")
     if int(os.environ.get("SLURM_STEP_NUM_TASKS", "1")) > 1:
         nodes = int(os.environ.get("SLURM_STEP_NUM_NODES", "1"))
@@ -84,7 +119,7 @@ def started_ranks(config: TrainerConfig) -> Ranks | None:
         os.environ.setdefault("SLURM_NTASKS_PER_NODE", str(devices))
         # Requeueing is ours (interrupts.py): Lightning's would write a checkpoint of its own.
         environment = SLURMEnvironment(auto_requeue=False)
-        return _checked(Ranks(devices, nodes, environment), config, "srun")
+        return _checked(Ranks(devices, nodes, environment, config.timeout_minutes), config, "srun")
     if config.nodes > 1:
         raise FlamingoError(
             f"trainer.nodes is {config.nodes}, but nothing has started a process on each; start it with torchrun "
@@ -143,11 +178,11 @@ def is_lost_rank(error: BaseException) -> bool:
     return isinstance(error, RuntimeError) and any(words in str(error) for words in LOST)
 
 
-def _words() -> Any:
+def _words(timeout_minutes: float) -> Any:
     """The group that Python objects travel in: NCCL would take them through the devices' memory."""
-    return _gloo_group() if distributed.get_backend() == "nccl" else None
+    return _gloo_group(timeout_minutes) if distributed.get_backend() == "nccl" else None
 
 
 @functools.cache
-def _gloo_group() -> Any:
-    return distributed.new_group(backend="gloo")
+def _gloo_group(timeout_minutes: float) -> Any:
+    return distributed.new_group(backend="gloo", timeout=timedelta(minutes=timeout_minutes))

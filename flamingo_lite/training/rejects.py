@@ -3,7 +3,6 @@
 Every rank counts its own; `gather` adds the ranks up at steps that all of them know, so that all of them stop together.
 """
 
-import json
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from itertools import chain, zip_longest
@@ -14,7 +13,7 @@ import torch.distributed as distributed
 
 from flamingo_lite.data.prepared import PreparedBatch
 from flamingo_lite.errors import FlamingoError
-from flamingo_lite.evaluation.results import write_atomically
+from flamingo_lite.training.beside import Beside, LineFile
 
 SEEN_FIRST = 1000
 """Documents that are seen before a share of them says anything."""
@@ -27,12 +26,19 @@ class Consumption:
     `most_share`, `most_in_a_row`: rejects beyond either stop the run.
     """
 
-    def __init__(self, directory: Path | None, most_share: float, most_in_a_row: int) -> None:
-        self.directory = directory
+    def __init__(
+        self,
+        directory: Path | None,
+        most_share: float,
+        most_in_a_row: int,
+        beside: Beside | None = None,
+    ) -> None:
+        self.file = None if directory is None else LineFile(directory / REJECTS, beside or Beside())
         self.most_share = most_share
         self.most_in_a_row = most_in_a_row
         self.documents = 0  # seen, used or not
         self.in_a_row = 0
+        self.cut = 0  # conversations that were too long, and lost their last turns
         self.rejects: Counter[str] = Counter()
         self._last = ""
         self._filled: tuple[int, int] = (0, 0)
@@ -41,6 +47,7 @@ class Consumption:
     def take(self, batch: PreparedBatch, step: int) -> None:
         """Counts a batch that was trained on in `step`, and writes down what is missing from it."""
         self._outcomes.append(batch.outcomes)
+        self._own_cut += batch.cut
         self._own_rejects.update(reject.reason for reject in batch.rejects)
         if batch.rejects:
             self._last = batch.rejects[-1].message
@@ -49,23 +56,21 @@ class Consumption:
                 self._own_filled[0] + batch.tokens,
                 self._own_filled[1] + batch.capacity,
             )
-        if self.directory is not None and batch.rejects:
-            lines = (json.dumps({"step": step, **reject._asdict()}) + "\n" for reject in batch.rejects)
-            # One write in append mode: the lines of several ranks do not run into each other.
-            with (self.directory / REJECTS).open("a", encoding="utf-8") as file:
-                file.write("".join(lines))
+        if self.file is not None and batch.rejects:
+            self.file.add({"step": step, **reject._asdict()} for reject in batch.rejects)
 
     def gather(self) -> None:
         """Adds up what all ranks took since the last time; every rank calls it at the same step.
 
         Errors: `FlamingoError` on every rank when too many samples could not be used.
         """
-        own = (self._outcomes, dict(self._own_rejects), self._own_filled, self._last)
+        own = (self._outcomes, dict(self._own_rejects), self._own_filled, self._last, self._own_cut)
         found: list[Any] = [own]
         if distributed.is_available() and distributed.is_initialized():
             found = [None] * distributed.get_world_size()
             distributed.all_gather_object(found, own)
-        outcomes, rejects, filled, last = zip(*found, strict=True)
+        outcomes, rejects, filled, last, cut = zip(*found, strict=True)
+        self.cut += sum(cut)
         for counts in rejects:
             self.rejects.update(counts)
         self._filled = (sum(f[0] for f in filled), sum(f[1] for f in filled))
@@ -74,20 +79,29 @@ class Consumption:
         self._check(in_order(outcomes))
 
     def columns(self) -> dict[str, float]:
-        """What a row of metrics says: documents seen and rejects by reason so far, and how full the last rows were."""
+        """What a row of metrics says: documents seen, cut behind a turn and rejected by reason so far, and how full the
+        last rows were."""
         columns: dict[str, float] = {"documents": self.documents}
+        if self.cut:
+            columns["truncated"] = self.cut
         if self._filled[1]:
             columns["fill_rate"] = self._filled[0] / self._filled[1]
         return columns | {f"rejects/{reason}": count for reason, count in sorted(self.rejects.items())}
 
     def state_dict(self) -> dict[str, Any]:
         """Plain numbers, the same on all ranks."""
-        return {"documents": self.documents, "in_a_row": self.in_a_row, "rejects": dict(self.rejects)}
+        return {
+            "documents": self.documents,
+            "in_a_row": self.in_a_row,
+            "rejects": dict(self.rejects),
+            "truncated": self.cut,
+        }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.documents = int(state["documents"])
         self.in_a_row = int(state["in_a_row"])
         self.rejects = Counter(state["rejects"])
+        self.cut = int(state.get("truncated", 0))  # earlier checkpoints know of none
 
     def _check(self, outcomes: Iterable[bool]) -> None:
         for is_used in outcomes:
@@ -109,6 +123,7 @@ class Consumption:
     def _clear(self) -> None:
         self._outcomes: list[tuple[bool, ...]] = []
         self._own_rejects: Counter[str] = Counter()
+        self._own_cut = 0
         self._own_filled = (0, 0)
 
 
@@ -116,16 +131,3 @@ def in_order(outcomes: Sequence[Sequence[tuple[bool, ...]]]) -> Iterable[bool]:
     """The outcomes of all ranks in the order of the plan: the ranks take turns, batch after batch."""
     for turn in zip_longest(*outcomes, fillvalue=()):
         yield from chain.from_iterable(turn)
-
-
-def drop_rejects_after(directory: Path, step: int) -> None:
-    """Removes what was written down by steps that will be taken again."""
-    path = directory / REJECTS
-    if not path.exists():
-        return
-    lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
-    kept = [line for line in lines if line.endswith("\n") and json.loads(line)["step"] <= step]
-    if kept:
-        write_atomically(path, "".join(kept).encode())
-    else:
-        path.unlink()

@@ -3,6 +3,7 @@
 All of it lies in the run's folder: a line per text in `generations.jsonl`, the images of each prompt as one picture.
 """
 
+import io
 import json
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
@@ -18,6 +19,7 @@ from flamingo_lite.generation.generate import generate
 from flamingo_lite.models.language import context_length
 from flamingo_lite.models.model import VisionLanguageModel
 from flamingo_lite.processing import VisionLanguageProcessor
+from flamingo_lite.training.beside import Beside
 
 NEW_TOKENS = 24
 GENERATIONS = "generations.jsonl"
@@ -117,8 +119,9 @@ def written(document: Document) -> str:
 class SampleHistory:
     """All samples of a run so far, in its folder. Those after `resume_at` are dropped: the run takes those steps again."""
 
-    def __init__(self, directory: Path, resume_at: int = 0) -> None:
+    def __init__(self, directory: Path, resume_at: int = 0, beside: Beside | None = None) -> None:
         self.directory = directory
+        self.beside = beside or Beside()
         self.samples = [s for s in read_samples(directory / GENERATIONS) if s.step <= resume_at]
         if self.samples:
             self._write()
@@ -127,13 +130,16 @@ class SampleHistory:
 
     def add(self, samples: Sequence[Sample], prompts: Sequence[Prompt]) -> None:
         """Keeps samples of the `prompts`, whose pictures are drawn once."""
-        for number, prompt in enumerate(prompts):
-            path = picture_path(self.directory, number)
-            if prompt.document.images and not path.exists():
-                path.parent.mkdir(exist_ok=True)
-                side_by_side(list(prompt.document.images)).save(path)
         self.samples += samples
-        self._write()
+        with self.beside.writing(str(self.directory / PICTURES)):
+            for number, prompt in enumerate(prompts):
+                path = picture_path(self.directory, number)
+                if prompt.document.images and not path.exists():
+                    picture = io.BytesIO()
+                    side_by_side(list(prompt.document.images)).save(picture, format="PNG")
+                    write_atomically(path, picture.getvalue())
+        with self.beside.writing(str(self.directory / GENERATIONS)):
+            self._write()
 
     def _write(self) -> None:
         lines = (json.dumps(asdict(sample), ensure_ascii=False) + "\n" for sample in self.samples)

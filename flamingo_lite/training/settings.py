@@ -10,6 +10,7 @@ from flamingo_lite.errors import FlamingoError
 from flamingo_lite.evaluation.grid import EvaluationConfig
 from flamingo_lite.models.build import ModelConfig
 from flamingo_lite.names import check_choice
+from flamingo_lite.training.loss_means import LOSS_MEANS
 from flamingo_lite.training.optim import OptimizerConfig
 from flamingo_lite.training.tracking import WandbConfig
 
@@ -18,6 +19,8 @@ MODEL = "flamingo"
 
 PRECISIONS = ("32-true", "16-mixed", "bf16-mixed", "bf16-true")
 STRATEGIES = ("auto", "ddp", "fsdp2")
+AUTOCAST = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}
+"""The type that operations are done in under the precisions that are mixed."""
 FROZEN_DTYPES: dict[str, tuple[str, ...]] = {
     "bf16-mixed": ("float32", "bfloat16"),
     "16-mixed": ("float32", "float16"),
@@ -50,13 +53,15 @@ class StageConfig:
     refused by name where the language model cannot keep them apart. `row_length`: tokens of such a row (by default
     `max_length`; a longer document has a row to itself); `images_per_row`: at most (by default without limit);
     `pack_window`: consecutive documents that are packed together.
+    `loss_mean`: "tokens": every trained-on token of a step counts its source's loss_weight, and the loss is their weighted
+    mean; "sources": the mean over each source's tokens, times its loss_weight, added up.
     `template`: fields of the model's template that the stage changes (conversation: v1); they are saved with the model.
     `policy`: what trains, unless empty in place of the model's own policy (model.policy, or that of `start`).
     `samples`: how many documents the model continues for the table of samples, every `samples_every` steps and at the
     end (0: at the end alone). `evaluate_every`: after how many steps the few-shot `evaluation` is run, and at the end
     (0: never); neither changes the training. `keep`: how many of the last
     checkpoints stay, beside the one of the lowest loss. `max_skipped_steps`: a step whose loss or gradient is no
-    number is skipped; one more than these stops the run.
+    number is skipped; one more than these stops the run (those that a loss scale explains are not counted).
     """
 
     steps: int = 300
@@ -72,6 +77,7 @@ class StageConfig:
     checkpoint_every: int = 100
     keep: int = 2
     max_skipped_steps: int = 10
+    loss_mean: str = "tokens"
     samples: int = 8
     samples_every: int = 0
     evaluate_every: int = 0
@@ -87,6 +93,7 @@ class StageConfig:
         ):
             if (value := getattr(self, name)) is not None and value < 1:
                 raise FlamingoError(f"stage.{name} is {value}; expected 1 or more")
+        check_choice("value of stage.loss_mean:", self.loss_mean, LOSS_MEANS)
         for name in ("max_skipped_steps", "samples", "samples_every", "evaluate_every"):
             if getattr(self, name) < 0:
                 raise FlamingoError(f"stage.{name} is {getattr(self, name)}; expected 0 or more")
@@ -176,16 +183,20 @@ class TrainingConfig:
                 "that knows its images would leave the others waiting; use trainer.strategy=ddp, or "
                 "data.features.directory=null"
             )
+        if self.trainer.strategy == "fsdp2" and self.stage.optimizer.muon_factor is not None:
+            raise FlamingoError(
+                "stage.optimizer.muon_factor does not go with trainer.strategy=fsdp2, where a rank has only a part of each "
+                "matrix; use trainer.strategy=ddp, or muon_factor=null"
+            )
 
 
-def torch_device(accelerator: str) -> torch.device:
-    """The device that Lightning's name for it means; "auto" takes the fastest that there is."""
+def torch_device(accelerator: str, setting: str = "trainer.accelerator=") -> torch.device:
+    """The device that Lightning's name for it means; "auto" takes the fastest that there is. `setting`: what named
+    it, for the message."""
     if accelerator in ("auto", "gpu", "cuda") and torch.cuda.is_available():
         return torch.device("cuda")
     if accelerator in ("auto", "gpu", "mps") and torch.backends.mps.is_available():
         return torch.device("mps")
     if accelerator in ("auto", "cpu"):
         return torch.device("cpu")
-    raise FlamingoError(
-        f"trainer.accelerator={accelerator}: there is no such device here; auto or cpu will do"
-    )
+    raise FlamingoError(f"{setting}{accelerator}: there is no such device here; auto or cpu will do")

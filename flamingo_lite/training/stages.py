@@ -6,7 +6,7 @@ import signal
 import threading
 import time
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from functools import partial
 from pathlib import Path
@@ -19,6 +19,7 @@ from flamingo_lite.checkpoints import io as checkpoints
 from flamingo_lite.data.batches import rows_each
 from flamingo_lite.data.encoding import use_changes
 from flamingo_lite.data.features import FeatureCache
+from flamingo_lite.data.lengths import Progress
 from flamingo_lite.data.make import available_cores
 from flamingo_lite.data.shards import Shards
 from flamingo_lite.document import Document
@@ -38,18 +39,18 @@ from flamingo_lite.training.beginning import (
     make_ready,
     write_summary,
 )
+from flamingo_lite.training.beside import Beside, Say
 from flamingo_lite.training.callbacks import MetricsFile, StepDisplay
 from flamingo_lite.training.checkpointing import (
     FOLDER,
     CheckpointKeeper,
-    Say,
     VerifiedCheckpointIO,
 )
 from flamingo_lite.training.claim import claimed
 from flamingo_lite.training.datamodule import Counting, ShardDataModule, open_sources, shards_sha256
 from flamingo_lite.training.display import ProgressDisplay
 from flamingo_lite.training.features import open_features
-from flamingo_lite.training.interrupts import StopOnSignal
+from flamingo_lite.training.interrupts import StopOnSignal, ending_on_signal
 from flamingo_lite.training.launch import is_supervised, launch, leave_with_supervisor
 from flamingo_lite.training.lineage import CheckpointLineage, made_model, used_data
 from flamingo_lite.training.measuring import measuring
@@ -88,9 +89,10 @@ def run_stage(
     if is_supervised():
         leave_with_supervisor()
     console = (console or Console()) if ranks.is_first else Console(quiet=True)
-    join(ranks, config.trainer)
-    with claimed(Path(config.output)) if ranks.is_first else nullcontext():
-        return _run(config, ranks, console, callbacks)
+    with ending_on_signal(ranks.is_first):
+        join(ranks, config.trainer)
+        with claimed(Path(config.output)) if ranks.is_first else nullcontext():
+            return _run(config, ranks, console, callbacks)
 
 
 def _run(
@@ -112,14 +114,15 @@ def _run(
     features = open_features(
         config.data.features, model, processor, config.trainer.precision, config.data.draft
     )
-    data = _data(config, shards, model, processor, ranks, console, features)
+    beside = Beside(_saying(console))
+    data = _data(config, shards, model, processor, ranks, console, features, beside)
     if ranks.is_first:
         make_ready(config, defining, beginning)
-    module = _module(config, model, data.steps, ranks, features)
+    module = _module(config, model, data, ranks, beside)
     with _tracker(config, ranks, console) as tracker:
         used_data(tracker, {name: its.manifest for name, its in shards.items()})
         module.notes[WANDB_RUN] = tracker.run_id
-        rows, model = _fit(config, module, data, tracker, beginning, console, callbacks)
+        rows, model = _fit(config, module, data, tracker, beginning, console, callbacks, beside)
         if frozen_sha256(module.model) != module.frozen_hashes:
             raise RuntimeError("training has changed parameters that the policy freezes: this is a bug")
         if not ranks.is_first:
@@ -128,7 +131,8 @@ def _run(
         figures: dict[str, float] = {"steps": data.steps, "seconds": time.perf_counter() - started}
         figures |= {"loss": rows[-1]["loss"], "skipped_steps": module.skipped.count} if rows else {}
         tracker.summarize(figures)
-        made_model(tracker, output / MODEL, figures)
+        with beside.writing("what W&B is told of the model"):
+            made_model(tracker, output / MODEL, figures)
     done = {"finished": True, "identity": defining, "frozen_sha256": module.frozen_hashes, **figures}
     write_summary(output, done)
     return output / MODEL
@@ -151,44 +155,59 @@ def _data(
     ranks: Ranks,
     console: Console,
     features: FeatureCache | None,
+    beside: Beside,
 ) -> ShardDataModule:
-    if not ranks.is_first:  # the first one writes the lengths of documents, which the others read
-        ranks.broadcast(None)
-    data = ShardDataModule(
-        shards,
-        config.data,
-        config.stage,
-        processor,
-        config.seed,
-        max_length=config.stage.max_length or context_length(model.language.config),
-        accumulate=config.trainer.accumulate,
-        workers=config.trainer.workers,
-        output=Path(config.output),
-        features=features,
-        progress=measuring(console),
-    )
-    if ranks.is_first:
-        ranks.broadcast(None)
-    return data
+    def opened(progress: Progress) -> ShardDataModule:
+        return ShardDataModule(
+            shards,
+            config.data,
+            config.stage,
+            processor,
+            config.seed,
+            max_length=config.stage.max_length or context_length(model.language.config),
+            accumulate=config.trainer.accumulate,
+            workers=config.trainer.workers,
+            output=Path(config.output),
+            features=features,
+            progress=progress,
+            beside=beside,
+        )
+
+    made: list[ShardDataModule] = []
+
+    def first(is_alive: Callable[[], None]) -> None:
+        shown = measuring(console)
+
+        def progress(done: int, total: int) -> None:
+            shown(done, total)
+            is_alive()
+
+        made.append(opened(progress))
+
+    # The first rank writes the lengths of documents, which the others read.
+    ranks.first_alone(first)
+    return made[0] if made else opened(measuring(console))
 
 
 def _module(
     config: TrainingConfig,
     model: VisionLanguageModel,
-    steps: int,
+    data: ShardDataModule,
     ranks: Ranks,
-    features: FeatureCache | None,
+    beside: Beside,
 ) -> TrainingModule:
-    skipped = SkippedSteps(Path(config.output) / SKIPPED_FILE, config.stage.max_skipped_steps, ranks)
+    weights = [source.loss_weight for source in data.sources]
+    skipped = SkippedSteps(Path(config.output) / SKIPPED_FILE, config.stage.max_skipped_steps, ranks, beside)
     return TrainingModule(
         model,
         config.stage.optimizer,
-        steps,
+        data.steps,
         config.trainer.accumulate,
-        features,
+        data.features,
         ranks=ranks,
         skipped=skipped,
         notes={"config": as_yaml(config)},
+        source_loss_weights=None if config.stage.loss_mean == "tokens" else weights,
     )
 
 
@@ -200,6 +219,7 @@ def _fit(
     beginning: Beginning,
     console: Console,
     callbacks: Sequence[lightning.Callback],
+    beside: Beside,
 ) -> tuple[list[dict[str, float]], VisionLanguageModel]:
     """The rows of figures, and the trained model: whole, on the first rank."""
     output, stage, steps, done = Path(config.output), config.stage, data.steps, beginning.step
@@ -208,10 +228,12 @@ def _fit(
     display = ProgressDisplay("training", steps, console, done)
     step_display = StepDisplay(display)
     sinks: list[Sink] = (
-        [MetricsFile(output / METRICS, done), tracker.log, step_display] if module.ranks.is_first else []
+        [MetricsFile(output / METRICS, done, beside), tracker.log, step_display]
+        if module.ranks.is_first
+        else []
     )
     monitor = _monitor(config, module, data, sinks)
-    asides = _asides(config, module, data, monitor, tracker, done)
+    asides = _asides(config, module, data, monitor, tracker, done, beside)
     # A row is due wherever an aside is, to take what it found.
     monitor.periods += asides.periods
     monitor.more += [asides.columns]
@@ -219,7 +241,7 @@ def _fit(
     keeper = CheckpointKeeper(output / FOLDER, stage.checkpoint_every, stage.keep, files, _saying(console))
     # Counting comes first: a row, and a checkpoint, are to know of the batch that has just been trained on.
     ours = [Counting(stage.log_every), asides, monitor, step_display]
-    lineage = CheckpointLineage(tracker, output / FOLDER, files)
+    lineage = CheckpointLineage(tracker, output / FOLDER, files, beside)
     trainer = build_trainer(
         config.trainer,
         module.ranks,
@@ -263,17 +285,18 @@ def _asides(
     monitor: Monitor,
     tracker: Tracker,
     done: int,
+    beside: Beside,
 ) -> Asides:
     """What is done beside training; on the first rank it leaves files."""
     output, stage, is_first = Path(config.output), config.stage, module.ranks.is_first
     asides: list[tuple[int, Aside]] = []
     if stage.samples:
         shards = data.sources[0].shards
-        history = SampleHistory(output, done) if is_first else None
-        look = continued(data.processor, lambda: readable(shards), stage.samples, history, tracker)
+        history = SampleHistory(output, done, beside) if is_first else None
+        look = continued(data.processor, lambda: readable(shards), stage.samples, history, tracker, beside)
         asides.append((stage.samples_every, look))
     if stage.evaluate_every:
-        evaluation = few_shot(data.processor, stage.evaluation, output if is_first else None)
+        evaluation = few_shot(data.processor, stage.evaluation, output if is_first else None, beside)
         asides.append((stage.evaluate_every, evaluation))
     return Asides(asides, module.ranks, monitor.paused)
 

@@ -23,9 +23,7 @@ from flamingo_lite.models.model import VisionLanguageModel
 from flamingo_lite.models.policy import BLOCKS, CONNECTOR, LANGUAGE, VISION
 from flamingo_lite.training.flops import FlopsByPart
 from flamingo_lite.training.live_bytes import LiveBytes
-
-AUTOCAST = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}
-"""The type that operations are done in under the precisions of trainer.precision that are mixed."""
+from flamingo_lite.training.settings import AUTOCAST
 
 
 @dataclass(frozen=True)

@@ -122,13 +122,16 @@ def test_greedy_generations_equal_the_reference(seed: int) -> None:
 
 
 @pytest.mark.parametrize("seed", range(4))
-def test_the_processor_writes_the_ids_and_pixels_of_the_reference(seed: int) -> None:
+@pytest.mark.parametrize("order", ["it", "tiit", "iti"])
+def test_the_processor_writes_the_ids_and_pixels_of_the_reference(seed: int, order: str) -> None:
     found, draw = pair(seed), Random(seed)
     # Of the encoder's own size: resizing is compared in test_image_transform.py.
-    image, text = ref.picture(draw, 16), ref.words(draw)
-    mine = found.processor([fl.Document([image, text])])
+    segments = [ref.picture(draw, 16) if kind == "i" else ref.words(draw) for kind in order]
+    mine = found.processor([fl.Document(segments)])
     theirs = LlavaProcessor.from_pretrained(found.directory)(
-        images=image.pil(), text=f"<image>{text}", return_tensors="pt"
+        images=[segment.pil() for segment in segments if isinstance(segment, fl.Image)],
+        text="".join("<image>" if isinstance(segment, fl.Image) else segment for segment in segments),
+        return_tensors="pt",
     )
     assert torch.equal(mine.input_ids, theirs["input_ids"])
     torch.testing.assert_close(mine.pixel_values, theirs["pixel_values"], atol=1e-5, rtol=0)

@@ -7,7 +7,7 @@ import torch
 
 from flamingo_lite.document import Document, Text
 from flamingo_lite.errors import FlamingoError
-from flamingo_lite.evaluation.answering import ranker
+from flamingo_lite.evaluation.answering import ModelAnswers
 from flamingo_lite.evaluation.grid import EvaluationConfig, Setting, build_prompt
 from flamingo_lite.evaluation.metrics import GenerationFailure
 from flamingo_lite.evaluation.ranking import RANKINGS, Likelihood, Ranked, choose
@@ -104,7 +104,7 @@ def test_a_model_ranks_by_the_log_probabilities_of_its_logits(
     model: VisionLanguageModel, processor: VisionLanguageProcessor
 ) -> None:
     prompt = build_prompt(Setting("existence", "test", "ranked", "standard", 2), 0, 0)
-    (found,) = ranker(model, processor)([prompt.document], [prompt.candidates])
+    (found,) = ModelAnswers(model, processor).rank([prompt.document], [prompt.candidates])
     assert not isinstance(found, GenerationFailure)
     for candidate, likelihood in zip(prompt.candidates, found, strict=True):
         whole = processor([Document([*prompt.document, candidate])])

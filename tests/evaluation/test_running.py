@@ -299,6 +299,16 @@ def test_a_model_is_loaded_only_if_something_is_left_to_ask(solve: Generate, tmp
     assert loaded == ["b"]
 
 
+def test_progress_runs_over_all_models(solve: Generate) -> None:
+    seen: list[tuple[int, int, str]] = []
+    evaluate_all(
+        [rule(solve, "a"), rule(solve, "b")], asked(), None, progress=lambda *step: seen.append(step)
+    )
+    total = 2 * 6 * (2 * (1 + 2 + 2) + 2)
+    assert seen[0][:2] == (0, total) and seen[-1][:2] == (total, total)
+    assert [done for done, _, _ in seen] == sorted(done for done, _, _ in seen)
+
+
 def test_two_models_of_one_name_are_refused(solve: Generate) -> None:
     with pytest.raises(FlamingoError, match="named twice"):
         evaluate_all([rule(solve), rule(solve)], asked(), None)

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import pathlib
 import re
 from collections import Counter
 from collections.abc import Callable
 
 import pytest
 
+from flamingo_lite.config import load_config
 from flamingo_lite.data.synthetic import canvas, operators, reading
 from flamingo_lite.data.synthetic.scenes import COLOURS, is_held_out
 from flamingo_lite.document import Document, Image
+from flamingo_lite.evaluation.conditions import CONDITIONS
 from flamingo_lite.evaluation.demonstrations import Example
 from flamingo_lite.evaluation.grid import EvaluationConfig, Setting, build_prompt, prompts
 from flamingo_lite.evaluation.runner import evaluate
@@ -230,3 +233,14 @@ def test_the_other_query_shows_something_else_in_as_many_images(name: str) -> No
         query, other = items.query("test", query_id), other_query(items, name, "test", query_id, 1)
         assert len(other.images) == len(query.images)
         assert [i.words for i in other.images] != [i.words for i in query.images]
+
+
+def test_the_cards_name_every_task_with_its_splits_and_styles_and_every_preset_asks_them() -> None:
+    page = (pathlib.Path(__file__).parents[2] / "docs" / "tasks.md").read_text()
+    rows = {line.split("`")[1]: line for line in page.splitlines() if line.startswith("| `")}
+    for name in SYNTHETIC:
+        assert name in rows
+        assert name.endswith("interleaved") or all(f"`{split}`" in page for split in TASKS[name].splits)
+        assert all(f"`{style}`" in page for style in TASKS[name].styles)
+    assert all(f"`{condition}`" in page for condition in CONDITIONS if condition != "standard")
+    assert sorted(load_config(["eval=synthetic"]).eval.tasks) == sorted(SYNTHETIC)

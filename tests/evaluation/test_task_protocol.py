@@ -9,7 +9,7 @@ import PIL.Image
 import pytest
 
 from flamingo_lite.config import load_config
-from flamingo_lite.document import Image, Text
+from flamingo_lite.document import Document, Image, Text
 from flamingo_lite.errors import FlamingoError
 from flamingo_lite.evaluation.demonstrations import Example
 from flamingo_lite.evaluation.grid import (
@@ -162,7 +162,7 @@ def test_a_query_of_its_image_alone_cannot_be_asked_without_it() -> None:
 def test_any_reference_is_right_and_what_follows_the_stop_is_not_read(
     files: dict[str, dict[str, str]],
 ) -> None:
-    def answer(documents: list[object], n: int) -> list[str]:
+    def answer(documents: list[Document], n: int) -> list[str]:
         return [" a thing Question: what?"] * len(documents)
 
     (cell,) = evaluate(answer, config(files, shots=[0], conditions=["standard"]), None)["cells"]  # type: ignore[arg-type]
@@ -181,14 +181,17 @@ def test_cider_is_that_of_the_whole_cell_with_each_querys_references_once(
     files: dict[str, dict[str, str]], tmp_path: Path
 ) -> None:
     said = ["a red cat", "a dog", "a tree", "nothing of the kind"]
-
-    def answer(documents: list[object], n: int) -> list[str | GenerationFailure]:
-        # One of the five seeds fails on the last query: its references still count once.
-        texts: list[str | GenerationFailure] = [said[i % 4] for i in range(len(documents))]
-        texts[-1] = GenerationFailure("down")
-        return texts
-
     asked = config(files, styles=["caption"], shots=[2], conditions=["standard"])
+    # One of the five seeds fails on the last query: its references still count once.
+    failing = build_prompt(settings(asked)[0], 3, 4, files).document
+
+    def answer(documents: list[Document], n: int) -> list[str | GenerationFailure]:
+        numbers = [next(i for i in range(4) if document.images[-1] == picture(i)) for document in documents]
+        return [
+            GenerationFailure("down") if document == failing else said[number]
+            for number, document in zip(numbers, documents, strict=True)
+        ]
+
     (cell,) = evaluate(answer, asked, tmp_path)["cells"]  # type: ignore[arg-type]
     references = [[caption, "a thing"] for caption in CAPTIONS]
     expected = cider_d(said, references)

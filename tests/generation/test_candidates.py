@@ -49,6 +49,16 @@ def test_parts_hold_every_node_once_with_its_ancestors(candidates: list[list[int
             assert {part[j] for j in seen[i].nonzero().flatten().tolist()} == set(above)
 
 
+@settings(deadline=None)
+@given(CANDIDATES)
+def test_branches_hold_every_node_and_each_begins_at_the_root(candidates: list[list[int]]) -> None:
+    tree = candidate_tree(candidates)
+    branches = tree.branches()
+    assert {node for branch in branches for node in branch} == set(range(len(tree.tokens)))
+    for branch in branches:
+        assert [tree.parents[node] for node in branch] == [ROOT, *branch[:-1]]
+
+
 def test_a_node_sees_the_prompt_itself_and_those_above_it_and_no_padding() -> None:
     tree = candidate_tree([[1, 2, 3], [1, 4, 5]])
     mask = tree_mask(tree.ancestors([0, 1, 2]), torch.tensor([[0, 1, 1]]), torch.float32)

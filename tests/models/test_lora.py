@@ -152,6 +152,12 @@ def test_four_bits_are_those_of_bitsandbytes_and_nothing_else_is_quantized(
         torch.testing.assert_close(layer.weight.quant_state.absmax, state.absmax)  # type: ignore[union-attr]
 
 
+def test_the_table_counts_numbers_and_not_the_bytes_that_hold_them(joined: Joined) -> None:
+    before = sum(row.numbers for row in apply_policy(joined[0]))
+    rows = apply_policy(joined[0], QLORA)
+    assert sum(row.numbers for row in rows if row.part != "adapters") == before
+
+
 def test_adapters_over_four_bits_get_the_gradients_that_they_get_over_the_same_weights_read_back(
     joined: Joined, batch: Batch, tmp_path: Path
 ) -> None:

@@ -81,6 +81,13 @@ def test_a_later_entry_takes_a_layer_out_of_the_adapted_ones(model: VisionLangua
     assert "language.model.layers.1.self_attn.q_proj.weight" in trained(model)
 
 
+def test_no_number_of_the_table_is_cut_in_a_narrow_terminal(model: VisionLanguageModel) -> None:
+    rows = apply_policy(model)
+    printed = io.StringIO()
+    Console(file=printed, width=80).print(policy_table(rows, 1e-4))
+    assert all(f"{row.numbers:,}" in printed.getvalue() for row in rows) and "…" not in printed.getvalue()
+
+
 def test_a_policy_applied_twice_is_applied_once(model: VisionLanguageModel) -> None:
     policy = {"language.*": "lora"}
     rows = apply_policy(model, policy)
@@ -111,7 +118,11 @@ def test_the_vision_encoders_own_attention_is_left_alone(model: VisionLanguageMo
         ({"language.*": {"mode": "lora", "rank": 1.5}}, "expected a whole number"),
         ({"language.*": {"mode": "lora", "dropout": 1.0}}, "dropout is 1.0"),
         ({"language.*": {"mode": "lora", "targets": "q_proj"}}, r"expected a list of names"),
-        ({"language.*": {"mode": "lora", "targets": ["query"]}}, "finds nothing to train there"),
+        ({"language.*": {"mode": "lora", "targets": ["query"]}}, "unknown target of policy 'language"),
+        (
+            {"language.*": {"mode": "lora", "targets": ["q_proj", "v_porj"]}},
+            "'v_porj'; did you mean 'v_proj'",
+        ),
         ({"language.*": {"learning_rate": -1}}, "learning_rate is -1"),
         ({"connector.*": "new_rows"}, "finds nothing to train there"),
         ({"language.model.layers.*.cross_attention.*": "lora"}, "entries before it leave frozen"),

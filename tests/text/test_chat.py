@@ -4,13 +4,21 @@ from __future__ import annotations
 
 from typing import Any
 
+import PIL.Image
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers.utils.chat_template_utils import render_jinja_template
 
+from flamingo_lite.document import Document, Image, Text
 from flamingo_lite.errors import FlamingoError
-from flamingo_lite.text.chat import chat_template_for, check_messages
+from flamingo_lite.text.chat import chat_template_for, chat_template_of, check_messages
+from flamingo_lite.text.conversations import CONVERSATIONS
+from flamingo_lite.text.template import Template
+from flamingo_lite.text.writing import write
+from tests.text.tokenizer_kinds import tokenizer_of
+
+PICTURE = Image(PIL.Image.new("RGB", (2, 2)))
 
 OWN = (
     "{{ bos_token }}{% for message in messages %}<|{{ message['role'] }}|>{{ message['content'] | trim }}"
@@ -29,6 +37,14 @@ CHATS = st.lists(
     min_size=1,
     max_size=4,
 )
+
+
+def has_words(parts: list[dict[str, Any]]) -> bool:
+    return any(part.get("text", "").strip() for part in parts)
+
+
+def is_said(parts: list[dict[str, Any]]) -> bool:
+    return has_words(parts) or any(part["type"] == "image" for part in parts)
 
 
 def render(template: str, messages: list[dict[str, Any]], **options: Any) -> str:
@@ -87,3 +103,43 @@ def test_a_chat_without_messages_and_one_of_bare_texts_are_refused() -> None:
         check_messages([])
     with pytest.raises(FlamingoError, match="chat 0, message 0 is a str"):
         check_messages(["hi"])
+
+
+def as_document(messages: list[dict[str, Any]]) -> Document:
+    """The conversation that the messages are; an empty text keeps a message's images in its turn."""
+    segments: list[Image | Text] = []
+    for message in messages:
+        role = message["role"]
+        segments += [
+            Text("", role=role),
+            *(
+                Text(part["text"], role=role) if part["type"] == "text" else PICTURE
+                for part in message["content"]
+            ),
+        ]
+        if role == "assistant":
+            segments.append(Text("", role="assistant", ends_chunk=True))
+    return Document(segments)
+
+
+@pytest.mark.parametrize("name", [name for name in CONVERSATIONS if name != "tokenizer"])
+@settings(max_examples=15, deadline=None)
+@given(
+    system=st.none() | st.sampled_from(["Be brief.", " s "]),
+    turns=st.lists(st.tuples(PARTS.filter(is_said), PARTS.filter(has_words)), min_size=1, max_size=3),
+    is_prompt=st.booleans(),
+)
+def test_messages_are_written_as_conversations_are(
+    name: str, system: str | None, turns: list[tuple[Any, Any]], is_prompt: bool
+) -> None:
+    messages = [] if system is None else [{"role": "system", "content": [{"type": "text", "text": system}]}]
+    for question, answer in turns:
+        messages += [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
+    messages = messages[:-1] if is_prompt else messages
+    template, tokenizer = CONVERSATIONS[name], tokenizer_of("byte_level_bpe")
+    written = write(
+        as_document(messages), tokenizer, Template(conversation=template), not is_prompt, "a chat"
+    )
+    expected = "".join(piece.text for piece, _ in written)
+    rendered = render(chat_template_of(template), messages, add_generation_prompt=is_prompt, eos_token="</s>")
+    assert rendered == expected

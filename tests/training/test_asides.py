@@ -1,6 +1,7 @@
 """What is done beside training changes no bit of it, on one rank and on several."""
 
 import random
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -9,9 +10,13 @@ import pytest
 import torch
 
 from flamingo_lite.checkpoints.io import load
+from flamingo_lite.document import Document, Image
 from flamingo_lite.errors import FlamingoError
 from flamingo_lite.evaluation.grid import EvaluationConfig
-from flamingo_lite.training.asides import few_shot_columns, undisturbed
+from flamingo_lite.generation.generate import generate
+from flamingo_lite.models.model import VisionLanguageModel
+from flamingo_lite.processing import VisionLanguageProcessor
+from flamingo_lite.training.asides import each_forward, few_shot_columns, undisturbed
 from flamingo_lite.training.callbacks import read_metrics
 from flamingo_lite.training.settings import StageConfig
 from flamingo_lite.training.stages import run_stage
@@ -53,6 +58,17 @@ def test_generators_stand_where_they_stood() -> None:
     with undisturbed():
         draw()
     assert draw() == expected
+
+
+def test_ranks_that_wait_hear_of_every_token_and_of_images(
+    joined: tuple[VisionLanguageModel, VisionLanguageProcessor], image_of: Callable[[int], Image]
+) -> None:
+    heard: list[None] = []
+    with each_forward(joined[0], lambda: heard.append(None)):
+        generate(*joined, [Document([image_of(0), "a"])], max_new_tokens=3, stop=None, min_new_tokens=3)
+    assert len(heard) == 4
+    generate(*joined, [Document(["a"])], max_new_tokens=1)
+    assert len(heard) == 4
 
 
 def test_an_evaluation_repeats_itself(recipe: Recipe, tmp_path: Path) -> None:

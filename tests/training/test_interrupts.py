@@ -1,5 +1,6 @@
 """Signals, and processes that die: the run saves and stops, or ends with the cause, and never hangs."""
 
+import contextlib
 import multiprocessing
 import os
 import signal
@@ -11,6 +12,7 @@ import lightning.pytorch as lightning
 import pytest
 
 from flamingo_lite.errors import FlamingoError, Interrupted
+from flamingo_lite.training import stages
 from flamingo_lite.training.callbacks import read_metrics
 from flamingo_lite.training.stages import run_stage
 from tests.training import ranks_helper
@@ -47,18 +49,63 @@ def test_sigterm_saves_at_the_end_of_the_step_and_the_run_continues_as_if_nothin
     assert losses(tmp_path / "parts") == losses(tmp_path / "whole")
 
 
-def test_slurms_warning_puts_the_job_into_the_queue_again(
-    recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.fixture
+def slurm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Job 42 of a SLURM that writes down what it is asked, into this file."""
     program = tmp_path / "bin" / "scontrol"
     program.parent.mkdir()
     program.write_text(f'#!/bin/sh\necho "$@" > "{tmp_path}/asked"\n')
     program.chmod(0o755)
     monkeypatch.setenv("PATH", f"{program.parent}:{os.environ['PATH']}")
     monkeypatch.setenv("SLURM_JOB_ID", "42")
+    return tmp_path / "asked"
+
+
+def test_slurms_warning_puts_the_job_into_the_queue_again(
+    recipe: Recipe, tmp_path: Path, slurm: Path
+) -> None:
     with pytest.raises(Interrupted, match="SLURM has job 42 in the queue again"):
         run_stage(recipe(tmp_path / "run"), callbacks=[Signal(2, signal.SIGUSR1)])
-    assert (tmp_path / "asked").read_text() == "requeue 42\n"
+    assert slurm.read_text() == "requeue 42\n"
+
+
+@pytest.fixture
+def signalled(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Makes a signal come while the model is loaded (inside an attempt that takes any failure for a reason to go on)."""
+
+    def at(where: str, number: int) -> None:
+        function = getattr(stages, where)
+
+        def first(*arguments: Any) -> Any:
+            with contextlib.suppress(Exception):
+                os.kill(os.getpid(), number)
+            return function(*arguments)
+
+        monkeypatch.setattr(stages, where, first)
+
+    return at
+
+
+@pytest.mark.parametrize("where", ["open_sources", "_start", "made_model"])
+def test_a_signal_while_no_step_is_taken_ends_the_run_at_once_and_it_continues(
+    recipe: Recipe, tmp_path: Path, signalled: Any, monkeypatch: pytest.MonkeyPatch, where: str
+) -> None:
+    before = signal.getsignal(signal.SIGTERM)
+    signalled(where, signal.SIGTERM)
+    with pytest.raises(Interrupted, match="stopped by SIGTERM while no step was taken"):
+        run_stage(recipe(tmp_path / "run", steps=1, samples=0))
+    monkeypatch.undo()
+    assert signal.getsignal(signal.SIGTERM) is before
+    assert run_stage(recipe(tmp_path / "run", steps=1, samples=0)).is_dir()
+
+
+def test_slurms_warning_while_the_model_is_loaded_puts_the_job_into_the_queue_again(
+    recipe: Recipe, tmp_path: Path, slurm: Path, signalled: Any
+) -> None:
+    signalled("_start", signal.SIGUSR1)
+    with pytest.raises(Interrupted, match="SIGUSR1 while no step.*SLURM has job 42 in the queue again"):
+        run_stage(recipe(tmp_path / "run"))
+    assert slurm.read_text() == "requeue 42\n"
 
 
 def run_signalled(config: Any, number: int, rank: int) -> None:

@@ -77,6 +77,13 @@ def test_sigterm_reaches_the_ranks_and_what_they_answer_is_kept(tmp_path: Path) 
         supervise([python(code)] * 2)
 
 
+def test_a_signal_that_takes_a_rank_while_it_starts_interrupts_the_run() -> None:
+    with pytest.raises(
+        Interrupted, match=r"rank 0 was stopped by SIGUSR1 while it started; the same command"
+    ):
+        supervise([python("import os, signal; os.kill(os.getpid(), signal.SIGUSR1)")], grace=0.2)
+
+
 def test_a_rank_does_not_outlive_its_supervisor(tmp_path: Path) -> None:
     rank = (
         "import os, pathlib, time\n"

@@ -1,5 +1,7 @@
 """The optimizer's groups and the schedule's shape."""
 
+import copy
+
 import pytest
 import torch
 from hypothesis import given
@@ -14,6 +16,7 @@ from flamingo_lite.training.optim import (
     learning_rate_factor,
     parameter_groups,
 )
+from flamingo_lite.training.settings import StageConfig, TrainerConfig, TrainingConfig
 
 
 class Toy(nn.Module):
@@ -92,3 +95,80 @@ def test_the_first_step_has_the_first_rate_of_the_warmup() -> None:
 def test_a_value_out_of_range_is_refused_by_name(setting: dict[str, float]) -> None:
     with pytest.raises(FlamingoError, match=f"optimizer.{next(iter(setting))} is"):
         OptimizerConfig(**setting)  # type: ignore[arg-type]
+
+
+class Layers(nn.Module):
+    """A matrix inside, an embedding, a head and a norm."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed_tokens = nn.Embedding(6, 8)
+        self.layer = nn.Linear(8, 8)
+        self.norm = nn.LayerNorm(8)
+        self.lm_head = nn.Linear(8, 6, bias=False)
+
+    def forward(self, ids: torch.Tensor) -> torch.Tensor:
+        return self.lm_head(self.norm(self.layer(self.embed_tokens(ids))))
+
+
+def trained(config: OptimizerConfig, steps: int, through_checkpoint: bool = False) -> dict[str, torch.Tensor]:
+    torch.manual_seed(0)
+    model = Layers()
+    optimizer, schedule = build_optimizer(model, config, steps=6)
+    for step in range(steps):
+        if step == 2 and through_checkpoint:
+            kept = copy.deepcopy((optimizer.state_dict(), schedule.state_dict()))
+            optimizer, schedule = build_optimizer(model, config, steps=6)
+            optimizer.load_state_dict(kept[0])
+            schedule.load_state_dict(kept[1])
+        optimizer.zero_grad()
+        nn.functional.cross_entropy(model(torch.arange(6)), torch.arange(6)).backward()
+        optimizer.step()
+        schedule.step()
+    return {name: p.detach().clone() for name, p in model.named_parameters()}
+
+
+def test_muon_trains_the_matrices_inside_at_its_own_rate_and_adamw_the_rest() -> None:
+    config = OptimizerConfig(learning_rate=0.1, weight_decay=0.3, muon_factor=4.0)
+    groups = groups_of(Layers(), config)  # type: ignore[arg-type]
+    assert groups["matrices by Muon"]["params"] == {"layer.weight"}
+    assert groups["matrices by Muon"]["lr"] == pytest.approx(0.4)
+    assert groups["matrices by Muon"]["weight_decay"] == 0.3
+    assert groups["matrices"]["params"] == {"lm_head.weight"}
+    assert {"embed_tokens.weight", "norm.weight"} <= groups["vectors"]["params"]  # type: ignore[operator]
+
+
+def test_each_part_moves_its_parameters_as_torchs_own_optimizer_does() -> None:
+    config = OptimizerConfig(learning_rate=0.01, warmup_steps=0, final_fraction=1.0, muon_factor=2.0)
+    found = trained(config, steps=1)
+    torch.manual_seed(0)
+    model = Layers()
+    nn.functional.cross_entropy(model(torch.arange(6)), torch.arange(6)).backward()
+    torch.optim.Muon([model.layer.weight], lr=0.02, weight_decay=0.05, adjust_lr_fn="match_rms_adamw").step()
+    torch.optim.AdamW([model.lm_head.weight], lr=0.01, weight_decay=0.05, betas=(0.9, 0.95)).step()
+    for name in ("layer.weight", "lm_head.weight"):
+        torch.testing.assert_close(found[name], dict(model.named_parameters())[name].detach())
+
+
+def test_muon_and_adamw_go_on_from_a_checkpoint_as_if_nothing_had_happened() -> None:
+    config = OptimizerConfig(learning_rate=0.01, warmup_steps=2, muon_factor=2.0)
+    whole, parts = trained(config, steps=5), trained(config, steps=5, through_checkpoint=True)
+    assert all(torch.equal(whole[name], parts[name]) for name in whole)
+
+
+def test_a_fraction_of_the_steps_can_be_the_warm_up() -> None:
+    assert OptimizerConfig(warmup_steps=7).warmup(100) == 7
+    assert OptimizerConfig(warmup_fraction=0.03).warmup(100) == 3
+    assert OptimizerConfig(warmup_fraction=0.03).warmup(101) == 4
+    with pytest.raises(FlamingoError, match=r"optimizer\.warmup_fraction is 1\.5"):
+        OptimizerConfig(warmup_fraction=1.5)
+
+
+def test_muon_does_not_go_with_shares_of_matrices() -> None:
+    with pytest.raises(
+        FlamingoError, match=r"stage\.optimizer\.muon_factor does not go with trainer\.strategy=fsdp2"
+    ):
+        TrainingConfig(
+            stage=StageConfig(optimizer=OptimizerConfig(muon_factor=4.0)),
+            trainer=TrainerConfig(strategy="fsdp2"),
+        )

@@ -25,8 +25,19 @@ from transformers import (
 
 from flamingo_lite.config import load_config
 from flamingo_lite.errors import FlamingoError
+from flamingo_lite.models.adapters import is_packed
+from flamingo_lite.models.build import build, model_config_from
 from flamingo_lite.models.model import VisionLanguageModel
-from flamingo_lite.training.plan import State, device_memory, largest_rows, make_plan, meta_model, parts_of
+from flamingo_lite.training.four_bits import quantize_on_paper
+from flamingo_lite.training.plan import (
+    State,
+    device_memory,
+    largest_rows,
+    make_plan,
+    meta_model,
+    parts_of,
+    unsharded,
+)
 from flamingo_lite.training.trial import Trial
 
 
@@ -207,6 +218,46 @@ def test_packed_rows_are_as_long_as_the_stage_says() -> None:
 def test_what_a_stages_policy_trains_is_planned_for() -> None:
     parts = plan_of("stage.policy={vision.*: full}").parts
     assert parts["vision encoder"].trainable == parts["vision encoder"].parameters
+
+
+QLORA, LORA = ({"language.*": {"mode": mode, "rank": 4}} for mode in ("qlora", "lora"))
+
+
+def test_four_bits_weigh_in_a_plan_what_they_weigh_in_bitsandbytes(model_config: dict[str, Any]) -> None:
+    planned, real = (
+        make(model_config_from({**model_config, "policy": QLORA})) for make in (meta_model, build)
+    )
+    assert quantize_on_paper(planned)
+    layers = {name: layer for name, layer in real.named_modules() if is_packed(layer)}
+    assert {name for name, layer in planned.named_modules() if is_packed(layer)} == set(layers)
+    for name, layer in layers.items():
+        state: Any = layer.weight.quant_state  # pyrefly: ignore[missing-attribute]
+        size = layer.weight.nbytes + state.absmax.nbytes + state.code.nbytes
+        assert planned.get_submodule(name).weight.nbytes == size
+    plain = meta_model(model_config_from({**model_config, "policy": LORA}))
+    numbers = [{name: part.parameters for name, part in parts_of(m).items()} for m in (planned, plain)]
+    assert numbers[0] == numbers[1]
+
+
+def test_four_bits_take_less_memory_and_the_same_arithmetic() -> None:
+    policy = "stage.policy={{language.*: {{mode: {}, rank: 4}}}}".format
+    few = (
+        "stage.batch_size=1",
+        "plan.length=16",
+        "plan.memory_gb=0.001",
+    )  # nothing fits: one trial is enough
+    lora, qlora = (plan_of(*few, policy(mode)) for mode in ("lora", "qlora"))
+    assert qlora.flops == lora.flops
+    plain, packed = (plan.parts["language model"].weight_bytes for plan in (lora, qlora))
+    assert packed < 0.25 * plain
+    assert lora.memory["single"].weights - qlora.memory["single"].weights == plain - packed
+    assert qlora.memory["single"].peak < lora.memory["single"].peak
+
+
+def test_four_bits_are_not_planned_for_where_they_are_not_shared() -> None:
+    with pytest.raises(FlamingoError, match=r"qlora.*not shared among devices; use plan\.strategy=ddp"):
+        plan_of("stage.policy={language.*: qlora}", "plan.strategy=fsdp")
+    assert unsharded("all") == ("single", "ddp")
 
 
 def test_checkpointing_takes_less_memory_and_more_arithmetic() -> None:

@@ -14,8 +14,9 @@ from flamingo_lite.batch import Batch
 from flamingo_lite.data.prepared import PreparedBatch, Reject
 from flamingo_lite.errors import FlamingoError
 from flamingo_lite.image_transform import ImageTransform
+from flamingo_lite.training.beside import drop_lines_after
 from flamingo_lite.training.callbacks import MetricsFile, read_metrics
-from flamingo_lite.training.rejects import Consumption, drop_rejects_after, in_order
+from flamingo_lite.training.rejects import Consumption, in_order
 
 
 def prepared(outcomes: str, capacity: int | None = None, tokens: int = 0) -> PreparedBatch:
@@ -86,16 +87,29 @@ def test_counts_go_on_from_a_checkpoint() -> None:
         second.gather()
 
 
+def test_cut_conversations_are_counted_and_go_on_from_a_checkpoint() -> None:
+    first, second = Consumption(None, 1.0, 4), Consumption(None, 1.0, 4)
+    for counts in (first, second):
+        batch = prepared("...")
+        batch.cut = 2
+        counts.take(batch, 1)
+        counts.gather()
+    second.load_state_dict(first.state_dict())
+    second.take(batch, 2)
+    second.gather()
+    assert second.columns() == {"documents": 6, "truncated": 4}
+
+
 def test_what_later_steps_wrote_down_is_dropped_when_they_are_taken_again(tmp_path: Path) -> None:
     counts = Consumption(tmp_path, 1.0, 100)
     for step in (1, 2, 3):
         counts.take(prepared("a"), step)
     with (tmp_path / "rejects.jsonl").open("a") as file:
         file.write('{"step": 4, "sour')  # the run was killed while it wrote
-    drop_rejects_after(tmp_path, 2)
+    drop_lines_after(tmp_path / "rejects.jsonl", 2)
     lines = (tmp_path / "rejects.jsonl").read_text().splitlines()
     assert [json.loads(line)["step"] for line in lines] == [1, 2]
-    drop_rejects_after(tmp_path, 0)
+    drop_lines_after(tmp_path / "rejects.jsonl", 0)
     assert not (tmp_path / "rejects.jsonl").exists()
 
 

@@ -38,6 +38,13 @@ class Spoil(lightning.Callback):
             next(p for p in pl_module.parameters() if p.grad is not None).grad.fill_(NAN)
 
 
+class SpoilAll(lightning.Callback):
+    """A gradient becomes NaN in every step."""
+
+    def on_after_backward(self, trainer: Any, pl_module: Any) -> None:
+        next(p for p in pl_module.parameters() if p.grad is not None).grad.fill_(NAN)
+
+
 class Trained(lightning.Callback):
     """Writes what trains, and the optimizer's moments, before and after step `step` (from 1)."""
 
@@ -120,6 +127,38 @@ def test_where_only_the_gradient_is_no_number_every_part_is_suspect() -> None:
     parts = [Part(1.0, ["a"]), Part(2.0, ["b"])]
     assert culprits(parts) == parts
     assert [part.samples for part in culprits([*parts, Part(NAN, ["c"])])] == [["c"]]
+
+
+HALF: dict[str, Any] = {"precision": "16-mixed", "samples": 0, "max_skipped_steps": 0}
+
+
+def test_in_float16_a_gradient_that_is_no_number_is_counted_and_stops_no_run_that_goes_on(
+    recipe: Recipe, tmp_path: Path
+) -> None:
+    run_stage(recipe(tmp_path / "run", **HALF), callbacks=[Spoil(3, "gradient"), Trained(3, tmp_path)])
+    rows = read_metrics(tmp_path / "run" / "metrics.csv")
+    skipped = [line["step"] for line in skips(tmp_path / "run")]
+    assert 3 in skipped and rows[-1]["skipped_steps"] == len(skipped)
+    assert rows[2]["loss_scale"] == rows[1]["loss_scale"] / 2
+    before, after = (load_file(tmp_path / f"{step}.safetensors") for step in (2, 3))
+    assert before and all(torch.equal(before[name], after[name]) for name in before)
+
+
+def test_in_float16_gradients_that_no_scale_makes_a_number_stop_the_run(
+    recipe: Recipe, tmp_path: Path
+) -> None:
+    config = recipe(tmp_path / "run", steps=60, **{**HALF, "max_skipped_steps": 1})
+    with pytest.raises(FlamingoError, match="is the 2nd whose loss or gradient is no number"):
+        run_stage(config, callbacks=[SpoilAll()])
+    scales = [line["loss_scale"] for line in skips(tmp_path / "run")]
+    assert all(scale > 1 for scale in scales[:-2]) and max(scales[-2:]) <= 1
+
+
+def test_in_float16_a_loss_that_is_no_number_is_nothing_that_a_scale_explains(tmp_path: Path) -> None:
+    skipped = SkippedSteps(tmp_path / "skipped.jsonl", 0, Ranks())
+    skipped.add(1, NAN, [Part(1.0, ["a"])], loss_scale=2.0)
+    with pytest.raises(FlamingoError, match="step 2 is the 1st"):
+        skipped.add(2, NAN, [Part(NAN, ["a"])], loss_scale=2.0)
 
 
 def test_the_limit_counts_from_one_run_to_the_next(tmp_path: Path) -> None:

@@ -20,6 +20,7 @@ from flamingo_lite.errors import FlamingoError, SampleError
 from flamingo_lite.models.build import build, build_processor
 from flamingo_lite.models.policy import frozen_sha256
 from flamingo_lite.training import stages
+from flamingo_lite.training.beginning import check_same_run, identity
 from flamingo_lite.training.callbacks import read_metrics
 from flamingo_lite.training.checkpointing import CheckpointKeeper
 from flamingo_lite.training.datamodule import ShardDataModule, open_sources
@@ -164,6 +165,19 @@ def test_other_settings_are_not_mixed_into_a_run(recipe: Recipe, tmp_path: Path)
     run_stage(recipe(tmp_path / "run"))
     with pytest.raises(FlamingoError, match=r"stage\.batch_size=4, now it is 5.*resume=never"):
         run_stage(recipe(tmp_path / "run", batch_size=5))
+
+
+def test_a_setting_that_a_later_version_brought_had_its_defaults_effect_before(
+    recipe: Recipe, tmp_path: Path
+) -> None:
+    config = recipe(tmp_path / "run")
+    now = identity(config, {})
+    before = json.loads(json.dumps(now))
+    del before["stage"]["loss_mean"]
+    check_same_run(before, now, tmp_path)
+    config.stage.loss_mean = "sources"
+    with pytest.raises(FlamingoError, match=r"stage\.loss_mean=tokens, now it is sources"):
+        check_same_run(before, identity(config, {}), tmp_path)
 
 
 def test_a_run_starts_from_a_saved_model(recipe: Recipe, tmp_path: Path) -> None:

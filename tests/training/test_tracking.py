@@ -159,7 +159,9 @@ def test_every_metric_that_the_dashboard_names_is_logged(tracked: Tracked) -> No
     assert {SAMPLES + "/path", IMAGES + "/filenames"} <= logged
 
 
-ELSEWHERE = ("fusion.sees=all_previous", "prefix fusion", "a CUDA device")
+ELSEWHERE = (
+    "fusion.sees=all_previous", "prefix fusion", "a CUDA device", "trainer.precision=16-mixed",
+)  # fmt: skip
 """What the run of these tests has not, by how panels say that they need it."""
 
 

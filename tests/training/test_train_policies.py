@@ -5,11 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import lightning.pytorch as lightning
 import pytest
 import torch
 
 from flamingo_lite.checkpoints.io import load
-from flamingo_lite.models.adapters import MARK, adapters_of
+from flamingo_lite.models.adapters import MARK, adapters_of, is_packed
 from flamingo_lite.models.build import build
 from flamingo_lite.models.model import VisionLanguageModel
 from flamingo_lite.models.policy import apply_policy, frozen_sha256
@@ -84,6 +85,25 @@ def test_a_run_leaves_frozen_weights_of_four_bits_as_they_were(recipe: Recipe, t
     apply_policy(start, QLORA)
     trained, _ = load(run_stage(config))
     assert frozen_sha256(trained) == frozen_sha256(start)
+
+
+@pytest.mark.parametrize("bias", [None, "bias_norm"])
+def test_biases_beside_four_bits_stay_in_their_type_under_mixed_precision(
+    recipe: Recipe, tmp_path: Path, bias: str | None
+) -> None:
+    """bitsandbytes casts a bias to the type of what it meets, for good: a frozen one would be changed, a master cut."""
+    adapted = {"vision.*": {"mode": "qlora", "rank": 2}, **({"*.bias": bias} if bias else {})}
+    types: list[torch.dtype] = []
+
+    class Look(lightning.Callback):
+        def on_train_end(self, trainer: Any, pl_module: Any) -> None:
+            layers = [m for m in pl_module.modules() if is_packed(m) and m.bias is not None]
+            types.extend(layer.bias.dtype for layer in layers)
+            assert {layer.compute_dtype for layer in layers} == set(types)
+
+    config = recipe(tmp_path / "run", policy=adapted, precision="bf16-mixed", steps=2, samples=0)
+    run_stage(config, callbacks=[Look()])  # which hashes what is frozen
+    assert set(types) == {torch.float32 if bias else torch.bfloat16}
 
 
 def groups_of(model: VisionLanguageModel, policy: dict[str, Any]) -> dict[str, dict[str, Any]]:

@@ -1,13 +1,12 @@
-"""A format's options from words: KEY=VALUE, by the types of its dataclass."""
+"""Options from words: KEY=VALUE, by the types of a dataclass."""
 
 import types
 import typing
 from collections.abc import Mapping
 from dataclasses import fields
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
-from flamingo_lite.data.convert.frame import Options
 from flamingo_lite.errors import FlamingoError
 from flamingo_lite.names import check_choice
 
@@ -18,16 +17,17 @@ WORDS: dict[Any, str] = {
     str: "text",
     Path: "path",
 }
+Chosen = TypeVar("Chosen")
 TRUE, FALSE = ("true", "yes", "1"), ("false", "no", "0")
 
 
-def make_options(kind: type[Options], words: Mapping[str, str], name: str) -> Options:
-    """The options that the words give, the others at their defaults. `name`: the format's, for messages.
+def make_options(kind: type[Chosen], words: Mapping[str, str], name: str) -> Chosen:
+    """The options that the words give, the others at their defaults. `name`: what they are options of.
 
     Errors: `FlamingoError` for a key that is no option, with the nearest one, or a value of another type.
     """
     hints = typing.get_type_hints(kind)
-    known = [field.name for field in fields(kind)]
+    known = [field.name for field in fields(typing.cast(Any, kind))]
     values = {}
     for key, word in words.items():
         check_choice(f"option of {name}", key, known)
@@ -56,7 +56,7 @@ def parse(hint: Any, word: str, key: str) -> Any:
         raise FlamingoError(f"{key}={word}: expected a {WORDS[kind]}") from error
 
 
-def shown(kind: type[Options]) -> list[tuple[str, str, str, str]]:
+def shown(kind: type[Any]) -> list[tuple[str, str, str, str]]:
     """(name, type, default, help) of each option, the shared ones first."""
     hints, defaults = typing.get_type_hints(kind), kind()
     rows = []

@@ -12,6 +12,7 @@ from flamingo_lite.data.convert import (
     mmc4,
     obelics,
     scienceqa,
+    sharegpt,
     vqa_v2,
 )
 from flamingo_lite.data.convert.frame import Format
@@ -28,5 +29,6 @@ FORMATS: dict[str, Format] = {
     "mmc4": mmc4.FORMAT,
     "obelics": obelics.FORMAT,
     "scienceqa": scienceqa.FORMAT,
+    "sharegpt": sharegpt.FORMAT,
     "vqa_v2": vqa_v2.FORMAT,
 }

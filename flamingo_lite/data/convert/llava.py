@@ -59,7 +59,7 @@ def conversation(options: LlavaOptions, key: str | None, record: Any, where: str
 def _turn(turn: Any, where: str) -> tuple[str, str]:
     fields(turn, where, {"from": str, "value": str})
     if turn["from"] not in ROLES:
-        raise SampleError(f"{where}: is from {turn['from']!r}; expected {', '.join(ROLES)}", "layout")
+        raise SampleError(f"{where}: is from {turn['from']!r}; expected {', '.join(ROLES)}", "role")
     return ROLES[turn["from"]], turn["value"]
 
 

@@ -20,14 +20,18 @@ def read(unit: Unit, options: Options) -> Iterator[Record]:
 
 
 def document(line: bytes, where: str) -> Document:
-    """The images, then instruction and inputs, which are not trained on, and the outputs, which are."""
+    """The images, then instruction and inputs, which are not trained on, and the outputs, which are.
+
+    The inputs are a text of their own, behind a newline: templates that tell them from the instruction can (Alpaca).
+    """
     record = fields(parse_json(line, where), where, FIELDS)
     images = list_of(str, record["image_base64_str"], f"{where}: image_base64_str")
-    parts = [plain_text(record["instruction"], f"{where}: instruction"), record["inputs"].strip()]
+    inputs = record["inputs"].strip()
     return Document(
         [
             *(image_from_base64(text, f"{where}: image {number}") for number, text in enumerate(images)),
-            Text("\n".join(part for part in parts if part), False, "user"),
+            Text(plain_text(record["instruction"], f"{where}: instruction"), False, "user"),
+            *([Text(f"\n{inputs}", False, "user")] if inputs else []),
             Text(plain_text(record["outputs"], f"{where}: outputs"), True, "assistant", ends_chunk=True),
         ]
     )

@@ -1,17 +1,22 @@
 """ScienceQA: problems.json, pid_splits.json beside it, and images/<split>/<id>/image.png.
 
-The layout is that of the dataset's own repository, and the text is its prompt's QCM-A: question, context, options,
-then "The answer is B.". Lecture and solution are kept in the meta.
+The layout is that of the dataset's own repository, and so are the prompts (`form=`), by default QCM-A: question,
+context, options, then "The answer is B.". Lecture and solution are kept in the meta.
 """
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache, partial
 from pathlib import Path
-from typing import Any
 
 from flamingo_lite.data.convert.frame import Format, Options, Record, Unit, attempt, fields, files
 from flamingo_lite.data.convert.json_records import cut, section
+from flamingo_lite.data.convert.scienceqa_prompt import (
+    FORMS,
+    LETTERS,
+    ScienceQaProblem,
+    science_qa_example,
+)
 from flamingo_lite.data.convert.sources import image_in, parse_json
 from flamingo_lite.data.convert.values import list_of, plain_text
 from flamingo_lite.data.filters import option
@@ -20,7 +25,6 @@ from flamingo_lite.errors import FlamingoError, SampleError
 from flamingo_lite.names import check_choice
 
 SPLITS = "pid_splits.json"
-LETTERS = "ABCDEFGHIJ"
 ABOUT = ("task", "grade", "subject", "topic", "category", "skill", "lecture", "solution", "split")
 
 
@@ -30,6 +34,11 @@ class ScienceQaOptions(Options):
         None, "the folder of train, val and test; images beside problems.json by default"
     )
     split: str = option("train", "train, val, test, ...: a list of pid_splits.json")
+    form: str = option("QCM-A", "the orders of question and answer: QCM-LEA, QCM-ALE, CQM-A, ...")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_choice("form of ScienceQA", self.form, FORMS)
 
 
 def units(inputs: Sequence[Path], options: ScienceQaOptions) -> list[Unit]:
@@ -65,20 +74,16 @@ def _document(options: ScienceQaOptions, unit: Unit, key: str, data: bytes, wher
     if problem["image"] is not None:
         folder = options.images or unit.path.parent / "images"
         image = [image_in(folder, f"{problem['split']}/{key}/{problem['image']}", where)]
-    answer = Text(f" The answer is {LETTERS[problem['answer']]}.", ends_chunk=True)
+    question = plain_text(problem["question"], f"{where}: question")
+    written = ScienceQaProblem(
+        question, choices, problem["answer"], problem["hint"], problem["lecture"], problem["solution"]
+    )
+    asked, answered = science_qa_example(written, options.form)
     meta = {"id": key, "answer": problem["answer"], "choices": choices}
     return Document(
-        [*image, Text(_prompt(problem, where), loss=False), answer],
+        [*image, Text(asked, loss=False), Text(answered, ends_chunk=True)],
         {**meta, **{name: problem[name] for name in ABOUT}},
     )
-
-
-def _prompt(problem: dict[str, Any], where: str) -> str:
-    question = plain_text(problem["question"], f"{where}: question")
-    options = " ".join(
-        f"({letter}) {choice}" for letter, choice in zip(LETTERS, problem["choices"], strict=False)
-    )
-    return f"Question: {question}\nContext: {problem['hint'].strip() or 'N/A'}\nOptions: {options}\nAnswer:"
 
 
 @lru_cache(maxsize=4)

@@ -12,9 +12,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import islice, zip_longest
 
-from flamingo_lite.data.synthetic.canvas import draw_text
+from flamingo_lite.data.synthetic.canvas import Source, draw_text
 from flamingo_lite.data.synthetic.picture import Painter, Picture, paint
 from flamingo_lite.data.synthetic.questions import (
+    ANY,
     KINDS,
     Question,
     Scene,
@@ -24,13 +25,14 @@ from flamingo_lite.data.synthetic.questions import (
     telling_apart,
 )
 from flamingo_lite.data.synthetic.reading import text
-from flamingo_lite.data.synthetic.scenes import Thing, scene
+from flamingo_lite.data.synthetic.scenes import MAX_THINGS, Thing, scene, things
 from flamingo_lite.document import Document, Image, Text
 
 ORDINALS = ("first", "second")
 READING = "reading"
-TEXT_SHARE = 0.3
-MAX_TURNS = 3
+TEXT_SHARE = 0.4
+MOST_TURNS = 5
+TURNS_OF_TWO = 3
 
 
 @dataclass(frozen=True)
@@ -49,15 +51,19 @@ Shown = Scene | str
 
 def captions(generator: random.Random, painter: Painter = paint) -> Document:
     """One image, a request to describe it or to read it, and its words: what the first stage aligns on."""
-    shown = draw_shown(generator, draw_subject(generator))
-    turn = about_text(shown, 0) if isinstance(shown, str) else about_scene(Question("caption"), shown, 0)
-    return conversation([shown], [turn], [0], generator, painter)
+    if generator.random() < TEXT_SHARE:
+        shown = text(generator)
+        return conversation([shown], [about_text(shown, 0)], [0], generator, painter)
+    # Half of the scenes have one thing or two: what a thing looks like is learnt first, and fast.
+    most = generator.choice((1, 2, MAX_THINGS, MAX_THINGS))
+    shown = Scene(tuple(sorted(things(generator, most))), ANY)
+    return conversation([shown], [about_scene(Question("caption"), shown, 0)], [0], generator, painter)
 
 
 def visual_instructions(generator: random.Random, painter: Painter = paint) -> Document:
-    """One image and one to three turns about it, each of another kind."""
+    """One image and one to five turns about it, each of another kind."""
     shown = draw_shown(generator, draw_subject(generator))
-    turns = draw_turns(shown, 0, generator.randint(1, MAX_TURNS), generator)
+    turns = draw_turns(shown, 0, generator.randint(1, MOST_TURNS), generator)
     return conversation([shown], turns, [0], generator, painter)
 
 
@@ -71,10 +77,12 @@ def two_images(generator: random.Random, painter: Painter = paint, held_out: boo
     other = draw_scene_with(generator, subject, held_out=held_out)
     shown = generator.sample((first, other), 2)
     turns = same_question(shown, generator)
-    drawn = [draw_turns(its, image, MAX_TURNS, generator, is_named=True) for image, its in enumerate(shown)]
+    drawn = [
+        draw_turns(its, image, TURNS_OF_TWO, generator, is_named=True) for image, its in enumerate(shown)
+    ]
     fresh = [turn for some in zip_longest(*drawn) for turn in some if turn is not None]
     asked = {(turn.kind, turn.image) for turn in turns}
-    turns += [turn for turn in fresh if (turn.kind, turn.image) not in asked][: MAX_TURNS - len(turns)]
+    turns += [turn for turn in fresh if (turn.kind, turn.image) not in asked][: TURNS_OF_TWO - len(turns)]
     generator.shuffle(turns)
     first_mention = next(number for number, turn in enumerate(turns) if turn.image == 1)
     arrivals = [0, generator.choice((0, first_mention))]
@@ -82,7 +90,7 @@ def two_images(generator: random.Random, painter: Painter = paint, held_out: boo
 
 
 def draw_shown(generator: random.Random, subject: Thing, held_out: bool = False) -> Shown:
-    """A text three times in ten, otherwise a scene with some number of `subject`."""
+    """A text four times in ten, otherwise a scene with some number of `subject`."""
     if generator.random() < TEXT_SHARE:
         return text(generator)
     return draw_scene_with(generator, subject, held_out=held_out)
@@ -134,7 +142,7 @@ def conversation(
     arrivals: Sequence[int],
     generator: random.Random,
     painter: Painter = paint,
-    source: str = "train",
+    source: Source = "train",
 ) -> Document:
     """The turns as a document; image i stands in the user's turn `arrivals[i]`, before its words or behind them.
 
@@ -153,7 +161,7 @@ def conversation(
     return Document(segments, meta={"turns": [{"kind": t.kind, "image": t.image} for t in turns]})
 
 
-def picture(shown: Shown, source: str = "train") -> Picture:
+def picture(shown: Shown, source: Source = "train") -> Picture:
     if isinstance(shown, str):
         return Picture(shown, functools.partial(draw_text, shown, source=source))
     return scene(shown.content)

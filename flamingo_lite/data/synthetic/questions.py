@@ -23,6 +23,7 @@ from flamingo_lite.data.synthetic.scenes import (
 )
 
 ALL_KINDS: tuple[Thing, ...] = tuple((colour, shape) for colour in COLOURS for shape in SHAPES)
+ANY: Thing = ("", "")
 MOST_COUNTED = 5
 
 
@@ -157,7 +158,7 @@ KINDS: dict[str, Kind] = {
     ),
     "count": Kind(
         lambda shown, generator: Question("count", (shown.subject,)),
-        lambda about: f"how many {plural(about[0])} are there?",
+        lambda about: f"how many {plural(about[0])}?",
         lambda about, content: str(_number(about[0], content)),
     ),
     "comparison": Kind(

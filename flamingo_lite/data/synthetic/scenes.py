@@ -9,7 +9,7 @@ import functools
 import hashlib
 import math
 import random
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import PIL.Image
 from PIL import ImageDraw
@@ -129,6 +129,33 @@ def draw_scene(content: Sequence[Thing], generator: random.Random) -> bytes:
     ground = tuple(max(0, min(255, level + generator.randrange(-12, 13))) for _ in range(3))
     canvas = PIL.Image.new("RGB", (WIDTH, HEIGHT), ground)
     pen = ImageDraw.Draw(canvas)
+    outline = (0, 0, 0) if brightness(ground) > 128 else (255, 255, 255)
+    for ink, outlined in _laid_out(content, generator):
+        if len(outlined) == 2:
+            pen.ellipse(outlined, fill=ink, outline=outline)
+        else:
+            pen.polygon(outlined, fill=ink, outline=outline)
+    return finish(canvas, generator)
+
+
+def scene_boxes(
+    content: Sequence[Thing], generator: random.Random
+) -> list[tuple[float, float, float, float]]:
+    """Where `draw_scene`, given an equal generator, puts each thing: left, top, right, bottom, in shares of the picture."""
+    generator.choice((generator.randrange(0, 45), generator.randrange(205, 256)))
+    for _ in range(3):
+        generator.randrange(-12, 13)
+    boxes = []
+    for _, outlined in _laid_out(content, generator):
+        x, y = ([point[axis] for point in outlined] for axis in range(2))
+        boxes.append((min(x) / WIDTH, min(y) / HEIGHT, max(x) / WIDTH, max(y) / HEIGHT))
+    return boxes
+
+
+def _laid_out(
+    content: Sequence[Thing], generator: random.Random
+) -> Iterator[tuple[tuple[int, ...], list[tuple[float, float]]]]:
+    """The ink of each thing, and its outline: the corners of a polygon, or two corners of the box of a circle."""
     cell = WIDTH / 4
     places = generator.sample([(column, row) for column in range(4) for row in range(2)], len(content))
     for (colour, shape), (column, row) in zip(content, places, strict=True):
@@ -136,24 +163,12 @@ def draw_scene(content: Sequence[Thing], generator: random.Random) -> bytes:
         x = (column + 0.5) * cell + generator.uniform(-1, 1)
         y = (row + 0.5) * cell + generator.uniform(-1, 1)
         ink = tuple(max(0, min(255, level + generator.randrange(-14, 15))) for level in COLOURS[colour])
-        outline = (0, 0, 0) if brightness(ground) > 128 else (255, 255, 255)
-        _draw_shape(pen, shape, x, y, radius, ink, outline, generator.uniform(-0.3, 0.3))
-    return finish(canvas, generator)
+        yield ink, _outline(shape, x, y, radius, generator.uniform(-0.3, 0.3))
 
 
-def _draw_shape(
-    pen: ImageDraw.ImageDraw,
-    shape: str,
-    x: float,
-    y: float,
-    radius: float,
-    ink: tuple[int, ...],
-    outline: Colour,
-    tilt: float,
-) -> None:
+def _outline(shape: str, x: float, y: float, radius: float, tilt: float) -> list[tuple[float, float]]:
     if shape == "circle":
-        pen.ellipse((x - radius, y - radius, x + radius, y + radius), fill=ink, outline=outline)
-        return
+        return [(x - radius, y - radius), (x + radius, y + radius)]
     arms: dict[str, list[tuple[float, float]]] = {
         "square": [(1.2, math.pi / 4 + i * math.pi / 2) for i in range(4)],
         "triangle": [(1.2, -math.pi / 2 + i * 2 * math.pi / 3) for i in range(3)],
@@ -164,7 +179,6 @@ def _draw_shape(
             for length, turn in ((1.15, -0.3), (1.15, 0.3), (0.48, math.pi / 4))
         ],
     }
-    corners = [
+    return [
         (x + radius * r * math.cos(t + tilt), y + radius * r * math.sin(t + tilt)) for r, t in arms[shape]
     ]
-    pen.polygon(corners, fill=ink, outline=outline)

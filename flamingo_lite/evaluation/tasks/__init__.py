@@ -6,6 +6,7 @@ from functools import lru_cache
 from flamingo_lite.evaluation.tasks.captioning import CAPTIONING
 from flamingo_lite.evaluation.tasks.counting import COUNT_INDUCTION
 from flamingo_lite.evaluation.tasks.existence import EXISTENCE
+from flamingo_lite.evaluation.tasks.from_files import FROM_FILES
 from flamingo_lite.evaluation.tasks.matching import MATCHING
 from flamingo_lite.evaluation.tasks.naming import OPEN_NAMING
 from flamingo_lite.evaluation.tasks.operators import OPERATOR_INDUCTION, OPERATOR_INDUCTION_INTERLEAVED
@@ -24,6 +25,7 @@ TASKS: dict[str, Task] = {
         READING,
         CAPTIONING,
         EXISTENCE,
+        *FROM_FILES,
     )
 }
 

@@ -47,7 +47,8 @@ class Style:
     `together`: scores that need all answers of a cell, such as CIDEr-D, in place of those of `score`; `figures`:
     further figures of a cell, by name. `candidates`: the answers among which the likeliest is taken, instead of a
     generated text, by the rule `ranking` (see `ranking.py`). `stop`: a generated text ends before the first of these.
-    `has_read`: whether a text says what the query's image shows, where the style asks for such a thing.
+    `has_read`: whether a text says what the query's image shows, where the style asks for such a thing. `opening`:
+    what every prompt of the style begins with, demonstrations or none.
     """
 
     score: Score
@@ -60,6 +61,7 @@ class Style:
     candidates: Callable[[Example], Sequence[str]] | None = None
     ranking: str = "sum"
     has_read: Callable[[str, Example], bool] | None = None
+    opening: str = ""
 
 
 @dataclass(frozen=True)
@@ -158,7 +160,8 @@ def write_document(
     asked = task.write(query, style, False)
     if drops_query_images:
         asked = [segment for segment in asked if isinstance(segment, Text)]
-    return Document([*preface, *shown, *asked])
+    opening = task.styles[style].opening
+    return Document([*((Text(opening, loss=False),) if opening else ()), *preface, *shown, *asked])
 
 
 def other_query(items: Items, name: str, split: str, query_id: int, seed: int) -> Example:

@@ -101,7 +101,7 @@ def test_every_image_stands_where_its_mark_stood(tmp_path: Path, turns: list[lis
         ({**GOOD, "conversations": [turn("human", "a <image>")]}, "marks", "1 <image> marks for 0 images"),
         (
             {**GOOD, "conversations": [turn("robot", "a")]},
-            "layout",
+            "role",
             "turn 0: is from 'robot'; expected human",
         ),
         ({**GOOD, "conversations": [{"from": "human"}]}, "layout", "turn 0: value is missing"),

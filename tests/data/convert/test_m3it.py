@@ -16,14 +16,15 @@ RED, BLUE = (Image(base64.b64decode(text)) for text in RECORDS[1]["image_base64_
 GREEN = Image(base64.b64decode(RECORDS[2]["image_base64_str"][0]))
 
 
-def answered(images: list[Image], asked: str, answer: str) -> Document:
-    return Document([*images, Text(asked, False, "user"), Text(answer, True, "assistant", ends_chunk=True)])
+def answered(images: list[Image], asked: list[str], answer: str) -> Document:
+    questions = (Text(text, False, "user") for text in asked)
+    return Document([*images, *questions, Text(answer, True, "assistant", ends_chunk=True)])
 
 
 EXPECTED = [
-    answered([RED], "Write a caption.", "A red ball."),
-    answered([RED, BLUE], "Answer the question.\nAre the pictures alike?", "No."),
-    answered([GREEN], "写一个标题。", "一个绿色的球。"),
+    answered([RED], ["Write a caption."], "A red ball."),
+    answered([RED, BLUE], ["Answer the question.", "\nAre the pictures alike?"], "No."),
+    answered([GREEN], ["写一个标题。"], "一个绿色的球。"),
 ]
 
 
