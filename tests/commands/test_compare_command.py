@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import json
+from copy import copy
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from flamingo_lite import cli
-from flamingo_lite.commands.compare import compose, sorted_words
+from flamingo_lite.commands.compare import compose, renderings_of, sorted_words
 from flamingo_lite.errors import FlamingoError
 from flamingo_lite.evaluation.results import load_results
+from flamingo_lite.processing import VisionLanguageProcessor
+from flamingo_lite.text.conversations import CONVERSATIONS
 
 
 def test_words_are_systems_overrides_of_all_and_overrides_of_one() -> None:
@@ -111,3 +115,12 @@ def test_a_comparison_from_end_to_end_once_and_again_only_what_has_changed(
     assert capsys.readouterr().out.strip() == str(output / "report.html")
     assert cli.main(["compare", *systems, *words, "compare.samples=13"]) == 2
     assert "holds documents of another recipe (samples differ)" in capsys.readouterr().err
+
+
+def test_a_model_tuned_on_conversations_is_shown_turns_and_one_turn(
+    processor: VisionLanguageProcessor,
+) -> None:
+    assert renderings_of(processor) == ["interleaved"]
+    tuned = copy(processor)
+    tuned.template = replace(processor.template, conversation=CONVERSATIONS["v1"])
+    assert renderings_of(tuned) == ["turns", "one_turn"]
