@@ -140,7 +140,14 @@ def compare(base: "Config", systems: "Mapping[str, Config]", console: "Console",
     plans = plan_systems(systems, base.compare)
     console.print(systems_table(plans))
     runs = [
-        dataclasses.replace(plan.config, seed=seed, output=str(folder_of(output, name, seed)), checkpoint="")
+        dataclasses.replace(
+            systems[name],
+            stage=plan.config.stage,
+            data=plan.config.data,
+            seed=seed,
+            output=str(folder_of(output, name, seed)),
+            checkpoint="",
+        )
         for seed in base.compare.seeds
         for name, plan in plans.items()
     ]
@@ -314,23 +321,19 @@ def _write_systems(
     """What the report says of the systems beside their answers: what they are, and what they cost, measured."""
     import json
 
-    from flamingo_lite.checkpoints.io import load
-    from flamingo_lite.evaluation.comparison_folder import SYSTEMS
+    from flamingo_lite.checkpoints.io import load_processor
+    from flamingo_lite.evaluation.comparison_folder import SYSTEMS, read_systems
     from flamingo_lite.evaluation.results import write_atomically
     from flamingo_lite.training.comparison import folder_of
-    from flamingo_lite.training.cost import measure_cost
-    from flamingo_lite.training.settings import MODEL, torch_device
+    from flamingo_lite.training.settings import MODEL
 
     described: dict[str, Any] = {}
+    before = read_systems(output)["systems"] if (output / SYSTEMS).exists() else {}
     for name, plan in plans.items():
         runs = [folder_of(output, name, seed) for seed in base.compare.seeds]
-        model, processor = load(runs[0] / MODEL)
-        model.to(torch_device(base.trainer.accelerator))
-        prompts = cost_prompts(base)
-        console.print(f"measuring what an answer costs {name}", highlight=False)
         described[name] = {
             "runs": [str(run.relative_to(output)) for run in runs],
-            "renderings": renderings_of(processor),
+            "renderings": renderings_of(load_processor(runs[0] / MODEL)),
             "seeds": list(base.compare.seeds),
             "fusion": plan.config.model.fusion.name,
             "parameters": plan.parameters,
@@ -340,11 +343,33 @@ def _write_systems(
             "documents": plan.documents,
             "training_flops": plan.flops,
             "training_seconds": [_training_seconds(run) for run in runs],
-            "cost": dataclasses.asdict(measure_cost(model, processor, prompts)),
+            **_cost(name, runs[0] / MODEL, base, before.get(name, {}), console),
         }
     budget = {"samples": base.compare.samples, "flops": base.compare.flops}
     text = json.dumps({"budget": budget, "systems": described}, indent=1) + "\n"
     write_atomically(output / SYSTEMS, text.encode())
+
+
+def _cost(
+    name: str, directory: Path, base: "Config", before: "Mapping[str, Any]", console: "Console"
+) -> dict[str, Any]:
+    """What an answer costs, and of what: the one that was measured `before`, where that was of the same."""
+    import torch
+
+    from flamingo_lite.checkpoints.io import load
+    from flamingo_lite.commands.evaluate import weights_sha256
+    from flamingo_lite.evaluation.results import prompt_sha
+    from flamingo_lite.training.cost import measure_cost
+    from flamingo_lite.training.settings import torch_device
+
+    prompts = cost_prompts(base)
+    of = {"weights": weights_sha256(directory), "prompts": [prompt_sha(prompt) for prompt in prompts]}
+    if before.get("cost_of") == of:
+        return {"cost_of": of, "cost": before["cost"]}
+    console.print(f"measuring what an answer costs {name}", highlight=False)
+    model, processor = load(directory)
+    torch.nn.Module.to(model, torch_device(base.trainer.accelerator))
+    return {"cost_of": of, "cost": dataclasses.asdict(measure_cost(model, processor, prompts))}
 
 
 def cost_prompts(base: "Config") -> "list[Document]":

@@ -3,7 +3,7 @@ by side; with its figures in plots/ and its tables in tables/.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -114,18 +114,31 @@ def _finding(first: str, second: str, group: Sequence[Comparison]) -> Finding:
         )
     assert last.result.difference is not None
     better, worse = (second, first) if last.result.difference > 0 else (first, second)
-    sign = last.result.difference > 0
-    same = [c.cell["shots"] for c in ordered[:-1] if is_significant(c) and (c.result.difference > 0) == sign]
-    turned = [
-        c.cell["shots"] for c in ordered[:-1] if is_significant(c) and (c.result.difference > 0) != sign
-    ]
+    size = difference_text(last if better == second else turned_round(last)).removesuffix(tables.STAR)
+    agrees = {
+        c.cell["shots"]: ((c.result.difference or 0) > 0) == (last.result.difference > 0)
+        for c in ordered[:-1]
+        if is_significant(c)
+    }
+    same = [shots for shots, is_same in agrees.items() if is_same]
+    turned = [shots for shots, is_same in agrees.items() if not is_same]
     also = f"; likewise at {_listed(same)}" if same else ""
     but = f"; the other way round at {_listed(turned)}" if turned else ""
     p = last.result.p_holm
     said = "p < 0.001" if p is not None and p < 0.001 else f"p = {p:.3f}"
     return Finding(
-        "yes", f"{where}: {better} is better than {worse} ({figures}, {said} after Holm{also}{but})."
+        "yes",
+        f"{where}: {better} is better than {worse} ({size} {unit} at {shots} shots, {said} after "
+        f"Holm{also}{but}).",
     )
+
+
+def turned_round(found: Comparison) -> Comparison:
+    """The same difference as first - second."""
+    result = found.result
+    assert result.difference is not None
+    ci95 = None if result.ci95 is None else (-result.ci95[1], -result.ci95[0])
+    return replace(found, result=replace(result, difference=-result.difference, ci95=ci95))
 
 
 def _listed(shots: Sequence[int]) -> str:

@@ -31,7 +31,7 @@ def turns(document: Document) -> Document:
     shown: list[Segment] = []
     question: list[Segment] = []
     for segment in document:
-        if _is_answer(segment):
+        if isinstance(segment, Text) and _is_answer(segment):
             shown += [*_said_by("user", question), Text(segment.text.strip(), role="assistant")]
             question = []
         else:
@@ -46,7 +46,9 @@ def one_turn(document: Document) -> Document:
     """
     _refuse_roles(document)
     segments = [
-        replace(segment, text=segment.text + BETWEEN_EXAMPLES) if _is_answer(segment) else segment
+        replace(segment, text=segment.text + BETWEEN_EXAMPLES)
+        if isinstance(segment, Text) and _is_answer(segment)
+        else segment
         for segment in document
     ]
     return Document(_said_by("user", segments), document.meta, document.name)
@@ -64,8 +66,8 @@ def rendered_answer(rendering: str, answer: Text) -> Text:
     return answer if rendering == "interleaved" else Text(answer.text.strip(), role="assistant")
 
 
-def _is_answer(segment: Segment) -> bool:
-    return isinstance(segment, Text) and segment.loss and segment.ends_chunk
+def _is_answer(text: Text) -> bool:
+    return text.loss and text.ends_chunk
 
 
 def _said_by(role: str, segments: Iterable[Segment]) -> list[Segment]:

@@ -14,7 +14,6 @@ from flamingo_lite.errors import FlamingoError
 from flamingo_lite.evaluation.comparison import (
     CELL_KEYS,
     Comparison,
-    Sample,
     compare,
     sample_clusters,
     sample_sets,
@@ -24,6 +23,7 @@ from flamingo_lite.evaluation.statistics import clustered_bootstrap
 from flamingo_lite.evaluation.tasks import TASKS
 
 Cell = dict[str, Any]
+Sample = dict[str, Any]
 
 RESAMPLES = 2000
 
@@ -36,7 +36,7 @@ class System:
     name: str
     samples: list[Sample]
     cells: list[Cell]
-    results: list[Mapping[str, Any]]
+    results: Sequence[Mapping[str, Any]]
     training_seeds: tuple[int | None, ...] = (None,)
     by_training_seed: Mapping[tuple[Any, ...], list[float | None]] = field(default_factory=dict)
     facts: Mapping[str, Any] = field(default_factory=dict)
@@ -109,7 +109,7 @@ def paired(systems: Sequence[System], resamples: int = RESAMPLES) -> list[tuple[
 def _system(
     name: str,
     samples: list[Sample],
-    results: list[Mapping[str, Any]],
+    results: Sequence[Mapping[str, Any]],
     training_seeds: tuple[int | None, ...],
     facts: Mapping[str, Any],
 ) -> System:

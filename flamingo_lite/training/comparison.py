@@ -8,6 +8,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -134,7 +135,7 @@ def _plan(
     counted = step_flops(model, config.trainer.precision)
     by_document = _flops_by_document(counted, shards, measure) if counted else None
     documents, steps = _extent(compare, by_document)
-    changed: dict[str, object] = {"steps": steps, "epochs": 1 if compare.flops is None else None}
+    changed: dict[str, Any] = {"steps": steps, "epochs": 1 if compare.flops is None else None}
     if not stage.pack:
         changed["batch_size"] = compare.documents
     else:

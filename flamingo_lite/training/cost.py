@@ -19,7 +19,7 @@ from flamingo_lite.processing import VisionLanguageProcessor
 from flamingo_lite.training.flops import FlopsByPart
 from flamingo_lite.training.live_bytes import LiveBytes
 
-FEW, MANY = 1, 17
+FEW, MANY = 1, 9
 REPEATS = 3
 
 

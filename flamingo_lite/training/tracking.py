@@ -23,7 +23,7 @@ from flamingo_lite.evaluation.gallery import redrawn
 from flamingo_lite.evaluation.grid import Files
 from flamingo_lite.evaluation.panels import IMAGES, SAMPLES
 from flamingo_lite.names import check_choice
-from flamingo_lite.training.samples import SampleHistory, picture_path
+from flamingo_lite.training.samples import SampleHistory, picture_path, side_by_side
 
 RUN_ID = "run_id"
 WANDB_RUN = "wandb_run"
@@ -145,22 +145,20 @@ class Tracker:
             return
         import wandb
 
-        shown: dict[str, Any] = {}
-        groups: dict[str, list[Mapping[str, Any]]] = {}
+        shown: dict[tuple[str, ...], Any] = {}
+        tables: dict[str, Any] = {}
         for sample in samples:
             name = "/".join(("predictions", sample["task"], sample["split"], sample["condition"]))
-            groups.setdefault(name, []).append(sample)
-        tables: dict[str, Any] = {}
-        for name, group in groups.items():
-            table = wandb.Table(columns=[*PREDICTION, "images"], allow_mixed_types=True)
-            for sample in group:
-                document = redrawn(dict(sample), files)
-                images = document.images if document is not None else ()
-                for image in images:
-                    if image.id not in shown:
-                        shown[image.id] = wandb.Image(image.pil())
-                table.add_data(*(sample.get(key) for key in PREDICTION), [shown[i.id] for i in images])
-            tables[name] = table
+            table = tables.setdefault(
+                name, wandb.Table(columns=[*PREDICTION, "images"], allow_mixed_types=True)
+            )
+            document = redrawn(dict(sample), files)
+            images = document.images if document is not None else ()
+            # One picture of all: W&B shows no lists of images in a table.
+            ids = tuple(image.id for image in images)
+            if ids and ids not in shown:
+                shown[ids] = wandb.Image(side_by_side(images))
+            table.add_data(*(sample.get(key) for key in PREDICTION), shown.get(ids))
         self._log(tables, step)
 
     def summarize(self, values: Mapping[str, float | str]) -> None:

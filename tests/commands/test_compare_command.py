@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import json
+from copy import copy
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from flamingo_lite import cli
-from flamingo_lite.commands.compare import compose, sorted_words
+from flamingo_lite.commands.compare import compose, renderings_of, sorted_words
 from flamingo_lite.errors import FlamingoError
 from flamingo_lite.evaluation.results import load_results
+from flamingo_lite.processing import VisionLanguageProcessor
+from flamingo_lite.text.conversations import CONVERSATIONS
 
 
 def test_words_are_systems_overrides_of_all_and_overrides_of_one() -> None:
@@ -71,7 +75,7 @@ def words(
         f"model.vision.name='{vision_directory}'",
         *["flamingo_tiny/model.connector.depth=1", "flamingo_tiny/model.connector.latents=4"],
         *["data.families={operator_induction:1}", "data.workers=1"],
-        *["compare.samples=12", "compare.documents=4", "compare.seeds=[0,1]", "compare.jobs=1"],
+        *["compare.samples=12", "compare.documents=6", "compare.seeds=[0]", "compare.jobs=1"],
         *["stage.batch_size=2", "trainer.workers=0", "trainer.threads=1", "trainer.accelerator=cpu"],
         *["eval.queries=2", "eval.seeds=[0]", "eval.shots=[0,1]", "eval.control_shots=[1]"],
         *["eval.conditions=[standard]", "eval.max_new_tokens=2", "eval.resamples=20", "wandb.mode=disabled"],
@@ -90,19 +94,20 @@ def test_a_comparison_from_end_to_end_once_and_again_only_what_has_changed(
     systems = ["flamingo_tiny", "llava_tiny"]
     assert cli.main(["compare", *systems, *words]) == 0
     described: dict[str, Any] = json.loads((output / "systems.json").read_text())
-    assert described["systems"]["llava_tiny"]["runs"] == ["llava_tiny/seed_0", "llava_tiny/seed_1"]
+    assert described["systems"]["llava_tiny"]["runs"] == ["llava_tiny/seed_0"]
     assert {facts["media_tokens"] for facts in described["systems"].values()} == {4}
     for system in systems:
-        for seed in (0, 1):
-            cells = load_results(output / system / f"seed_{seed}" / "interleaved")["cells"]
-            assert {cell["rendering"] for cell in cells} == {"interleaved"}
+        cells = load_results(output / system / "seed_0" / "interleaved")["cells"]
+        assert {cell["rendering"] for cell in cells} == {"interleaved"}
     page = (output / "report.html").read_text()
-    assert "12 documents for each of 2 systems, under 2 training seeds" in page
+    assert "12 documents for each of 2 systems, under 1 training seed" in page
     made = files(output)
 
     assert cli.main(["compare", *systems, *words, "eval.queries=3"]) == 0
     changed = {name for name, time in files(output).items() if made.get(name) != time}
-    assert "flamingo_tiny/seed_1/interleaved/samples.jsonl" in changed and "report.html" in changed
+    again = json.loads((output / "systems.json").read_text())["systems"]
+    assert again["llava_tiny"]["cost"] == described["systems"]["llava_tiny"]["cost"]
+    assert "flamingo_tiny/seed_0/interleaved/samples.jsonl" in changed and "report.html" in changed
     assert not [name for name in changed if "/flamingo/" in name or name.startswith("shards/")]
 
     capsys.readouterr()
@@ -110,3 +115,12 @@ def test_a_comparison_from_end_to_end_once_and_again_only_what_has_changed(
     assert capsys.readouterr().out.strip() == str(output / "report.html")
     assert cli.main(["compare", *systems, *words, "compare.samples=13"]) == 2
     assert "holds documents of another recipe (samples differ)" in capsys.readouterr().err
+
+
+def test_a_model_tuned_on_conversations_is_shown_turns_and_one_turn(
+    processor: VisionLanguageProcessor,
+) -> None:
+    assert renderings_of(processor) == ["interleaved"]
+    tuned = copy(processor)
+    tuned.template = replace(processor.template, conversation=CONVERSATIONS["v1"])
+    assert renderings_of(tuned) == ["turns", "one_turn"]

@@ -67,7 +67,7 @@ def test_runs_under_several_training_seeds_are_one_system(systems: list[System])
 def test_the_better_of_two_is_found_and_said(systems: list[System]) -> None:
     found = comparison_findings(paired(systems, 100))
     assert [f.kind for f in found] == ["yes"]
-    assert "good is better than poor" in found[0].text
+    assert "good is better than poor (+" in found[0].text
     table = differences_table(paired(systems, 100))
     assert table is not None
     assert any(cell.startswith("−") and cell.endswith("*") for row in table.rows for cell in row)

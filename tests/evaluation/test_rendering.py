@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -8,6 +10,7 @@ from flamingo_lite.document import Document, Image, Text
 from flamingo_lite.errors import FlamingoError
 from flamingo_lite.evaluation.grid import Setting, build_prompt
 from flamingo_lite.evaluation.rendering import RENDERINGS, one_turn, turns
+from flamingo_lite.evaluation.results import prompt_sha
 
 PIXEL = b"\x89PNG\r\n\x1a\n"
 
@@ -100,3 +103,21 @@ def test_every_text_of_a_conversation_has_a_role_and_only_the_assistant_s_are_tr
     for rendering in (turns, one_turn):
         assert all(text.role in ("user", "assistant") for text in rendering(document).texts)
         assert all(text.loss == (text.role == "assistant") for text in rendering(document).texts)
+
+
+@pytest.mark.parametrize("name", ["turns", "one_turn"])
+def test_an_evaluation_shows_prompts_in_the_way_it_is_told_and_knows_them_by_the_same_hash(name: str) -> None:
+    plain = Setting("operator_induction", "test", "direct", "standard", 2)
+    told = replace(plain, rendering=name)
+    one, other = build_prompt(plain, 3, 0), build_prompt(told, 3, 0)
+    assert prompt_sha(one.document) == prompt_sha(other.document)
+    assert one.shown == one.document
+    assert other.shown == RENDERINGS[name](one.document)
+
+
+def test_a_candidate_continues_a_conversation_as_the_assistant() -> None:
+    prompt = build_prompt(Setting("existence", "test", "ranked", "standard", 1, rendering="turns"), 0, 0)
+    assert [(text.text, text.role) for text in prompt.shown_candidates] == [
+        ("yes", "assistant"),
+        ("no", "assistant"),
+    ]
