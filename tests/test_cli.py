@@ -54,7 +54,7 @@ def test_the_version(capsys: pytest.CaptureFixture[str]) -> None:
         (["eval", "checkpoint=/nowhere"], "no model directory /nowhere"),
         (["train", "data.directory=/nowhere"], "/nowhere: no shards here"),
         (["report", "/nowhere"], "/nowhere"),
-        (["report", "a", "b"], "one folder"),
+        (["report", "a", "b"], "--to FOLDER"),
         (["export", "checkpoint=a", "output=b"], "export needs format="),
         (["export", "chekpoint=a"], "did you mean 'checkpoint'?"),
         (["export", "checkpoint=/nowhere", "format=idefics", "output=b"], "no model directory /nowhere"),
