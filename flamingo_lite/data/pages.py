@@ -8,13 +8,19 @@ from typing import Any
 
 import jinja2
 
-TEMPLATES = jinja2.Environment(
-    loader=jinja2.PackageLoader("flamingo_lite.data"),
-    autoescape=True,
-    undefined=jinja2.StrictUndefined,
-    trim_blocks=True,
-    lstrip_blocks=True,
-)
+
+def templates_of(package: str) -> jinja2.Environment:
+    """The templates in a package's folder `templates`: they escape what they are given, and a missing value is an error."""
+    return jinja2.Environment(
+        loader=jinja2.PackageLoader(package),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+
+
+TEMPLATES = templates_of("flamingo_lite.data")
 
 
 def page(template: str, **values: Any) -> bytes:

@@ -52,12 +52,12 @@ class Support:
     draws: Callable[[random.Random], Iterator[Example]]
 
 
-def uniform_support(key: str, examples: Sequence[Example]) -> Support:
-    """A support of listed examples, each as likely as any other."""
+def uniform_support(key: str, examples: Sequence[Example], answers: Sequence[str] | None = None) -> Support:
+    """A support of which each example is as likely as any other. `answers`: theirs, where they are known undrawn."""
     return Support(
         key,
         examples,
-        [example.answer for example in examples],
+        [example.answer for example in examples] if answers is None else answers,
         endlessly(lambda generator: generator.choice(examples)),
     )
 

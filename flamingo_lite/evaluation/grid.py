@@ -247,11 +247,8 @@ def build_prompt(
     selectors: Mapping[str, Selection] = SELECTORS,
 ) -> Prompt:
     """Errors: `FlamingoError` for an unknown name and for a support smaller than the shots."""
-    check_choice("task", setting.task, TASKS)
-    check_choice("condition", setting.condition, CONDITIONS)
+    _check_names(setting)
     task, condition = TASKS[setting.task], CONDITIONS[setting.condition]
-    check_choice(f"split of {setting.task}", setting.split, task.splits)
-    check_choice(f"style of {setting.task}", setting.style, task.styles)
     items, style = items_of(setting.task, files), task.styles[setting.style]
     is_text_only = setting.shots == 0 and setting.zero_shot == "text_only"
     query = items.query(setting.split, query_id)
@@ -307,6 +304,14 @@ def build_prompt(
         candidates=tuple(continuation(task, query, setting.style, choice) for choice in choices),
         content_free=content_free,
     )
+
+
+def _check_names(setting: Setting) -> None:
+    check_choice("task", setting.task, TASKS)
+    check_choice("condition", setting.condition, CONDITIONS)
+    task = TASKS[setting.task]
+    check_choice(f"split of {setting.task}", setting.split, task.splits)
+    check_choice(f"style of {setting.task}", setting.style, task.styles)
 
 
 def _preface(task: Task, setting: Setting, demonstrations: Sequence[Example]) -> list[Text]:

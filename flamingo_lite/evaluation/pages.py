@@ -6,7 +6,7 @@ from typing import Any, cast
 import jinja2
 from matplotlib.figure import Figure
 
-from flamingo_lite.data.pages import data_uri
+from flamingo_lite.data.pages import data_uri, templates_of
 from flamingo_lite.evaluation import plots
 from flamingo_lite.evaluation.findings import interval, percent
 from flamingo_lite.evaluation.results import write_atomically
@@ -15,13 +15,7 @@ from flamingo_lite.evaluation.tasks import describe_split, spoken
 
 def page_environment() -> jinja2.Environment:
     """The templates of `evaluation/templates`."""
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("flamingo_lite.evaluation"),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
+    environment = templates_of("flamingo_lite.evaluation")
     environment.filters["percent"] = percent
     environment.filters["words"] = lambda name: spoken(str(name))
     names = cast(dict[str, Any], environment.globals)  # typed as what jinja puts there

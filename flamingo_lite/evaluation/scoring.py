@@ -21,6 +21,9 @@ from flamingo_lite.evaluation.tasks.task import Answer, Style, continuation
 Outcome = str | Ranked | GenerationFailure
 """What came of a prompt: a generated text, a candidate that was chosen, or nothing."""
 
+SHOWN = ("shots", "condition", "selector", "order", "zero_shot", "rendering")
+"""What a cell and its samples say of how demonstrations were chosen and shown, in this order."""
+
 MOST_SCORES = 20
 """Of more candidates the scores are left out of a sample's line."""
 
@@ -65,12 +68,7 @@ def cell_of(
         "model": model,
         "split": setting.split,
         "style": setting.style,
-        "shots": setting.shots,
-        "condition": setting.condition,
-        "selector": setting.selector,
-        "order": setting.order,
-        "zero_shot": setting.zero_shot,
-        "rendering": setting.rendering,
+        **{name: getattr(setting, name) for name in SHOWN},
         "metric": style.metric,
         "value": _rounded(estimate.value),
         "se": _rounded(estimate.se),
@@ -135,12 +133,7 @@ def _sample(prompt: Prompt, outcome: Outcome, found: Scored, model: str) -> dict
         "split": setting.split,
         "style": setting.style,
         "seed": prompt.seed,
-        "shots": setting.shots,
-        "condition": setting.condition,
-        "selector": setting.selector,
-        "order": setting.order,
-        "zero_shot": setting.zero_shot,
-        "rendering": setting.rendering,
+        **{name: getattr(setting, name) for name in SHOWN},
         "demonstration_ids": list(prompt.demonstration_ids),
         "prompt_sha": prompt_sha(prompt.document),
         "image_ids": [image.id for image in prompt.document.images],

@@ -14,6 +14,7 @@ from flamingo_lite.evaluation.tasks import spoken
 
 LEVEL = 0.05
 STAR = "*"
+IN_BRACKETS = "In brackets the 95% interval."
 
 
 @dataclass(frozen=True)
@@ -90,18 +91,14 @@ def accuracy_table(systems: Sequence[System]) -> Table:
         "accuracy",
         "Scores over shots",
         ["task", "split", "answers", "metric", "model", *map(str, shots)],
-        [
-            [*map(spoken, key[:4]), key[4], *(row.get(count, "") for count in shots)]
-            for key, row in rows.items()
-        ],
+        _over_shots(rows, shots),
         texts=5,
-        note="In brackets the 95% interval.",
+        note=IN_BRACKETS,
     )
 
 
 def controls_table(systems: Sequence[System]) -> Table | None:
     """A row for each task, split, style, shots and condition that was asked of controls; a column for each system."""
-    names = [system.name for system in systems]
     values: dict[tuple[str, ...], dict[str, str]] = {}
     for system in systems:
         asked = {(_question(cell), cell["shots"]) for cell in system.cells if cell["condition"] != "standard"}
@@ -109,16 +106,7 @@ def controls_table(systems: Sequence[System]) -> Table | None:
             if (_question(cell), cell["shots"]) in asked:
                 key = (*_question(cell)[:3], str(cell["shots"]), cell["condition"])
                 values.setdefault(key, {})[system.name] = value_with_interval(cell)
-    if not values:
-        return None
-    return Table(
-        "controls",
-        "Controls",
-        ["task", "split", "answers", "shots", "condition", *names],
-        [[*map(spoken, key), *(row.get(name, "") for name in names)] for key, row in values.items()],
-        texts=5,
-        note="In brackets the 95% interval.",
-    )
+    return _by_system("controls", "Controls", "condition", values, systems, IN_BRACKETS)
 
 
 def skills_table(systems: Sequence[System]) -> Table | None:
@@ -134,16 +122,7 @@ def skills_table(systems: Sequence[System]) -> Table | None:
             for name, value in cell["figures"].items():
                 key = (*_question(cell)[:3], str(cell["shots"]), name)
                 values.setdefault(key, {})[system.name] = "–" if value is None else f"{value:.3f}"
-    if not values:
-        return None
-    names = [system.name for system in systems]
-    return Table(
-        "skills",
-        "By skill and kind of question",
-        ["task", "split", "answers", "shots", "figure", *names],
-        [[*map(spoken, key), *(row.get(name, "") for name in names)] for key, row in values.items()],
-        texts=5,
-    )
+    return _by_system("skills", "By skill and kind of question", "figure", values, systems)
 
 
 def differences_table(pairs: Sequence[tuple[str, str, Sequence[Comparison]]]) -> Table | None:
@@ -161,10 +140,7 @@ def differences_table(pairs: Sequence[tuple[str, str, Sequence[Comparison]]]) ->
         "differences",
         "Paired differences",
         ["task", "split", "answers", "condition", "difference", *map(str, shots)],
-        [
-            [*map(spoken, key[:4]), key[4], *(row.get(count, "") for count in shots)]
-            for key, row in rows.items()
-        ],
+        _over_shots(rows, shots),
         texts=5,
         note=f"Second minus first, paired on identical prompts, with the 95% interval; {STAR}: p < {LEVEL:g} after "
         "Holm's adjustment over shots.",
@@ -219,6 +195,35 @@ def difference_text(found: Comparison) -> str:
 
 def is_significant(found: Comparison) -> bool:
     return found.result.p_holm is not None and found.result.p_holm < LEVEL
+
+
+def _over_shots(rows: Mapping[tuple[str, ...], Mapping[int, str]], shots: Sequence[int]) -> list[list[str]]:
+    """A row for each key of four names and one as it is; a column for each number of shots."""
+    return [
+        [*map(spoken, key[:4]), key[4], *(row.get(count, "") for count in shots)] for key, row in rows.items()
+    ]
+
+
+def _by_system(
+    name: str,
+    title: str,
+    what: str,
+    values: Mapping[tuple[str, ...], Mapping[str, str]],
+    systems: Sequence[System],
+    note: str = "",
+) -> Table | None:
+    """A row for each key (task, split, style, shots and `what`), a column for each system; None where nothing is known."""
+    if not values:
+        return None
+    names = [system.name for system in systems]
+    return Table(
+        name,
+        title,
+        ["task", "split", "answers", "shots", what, *names],
+        [[*map(spoken, key), *(row.get(name, "") for name in names)] for key, row in values.items()],
+        texts=5,
+        note=note,
+    )
 
 
 def _question(cell: Mapping[str, Any]) -> tuple[str, str, str, str]:

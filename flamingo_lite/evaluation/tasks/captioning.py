@@ -11,19 +11,22 @@ from functools import lru_cache
 from flamingo_lite.data.synthetic.picture import paint
 from flamingo_lite.data.synthetic.questions import draw_scene_with, draw_subject
 from flamingo_lite.data.synthetic.scenes import scene
-from flamingo_lite.document import Text
-from flamingo_lite.evaluation.demonstrations import Example, Support, endlessly, episode_generator
+from flamingo_lite.evaluation.demonstrations import (
+    Example,
+    Support,
+    episode_generator,
+    uniform_support,
+)
 from flamingo_lite.evaluation.tasks.captions import caption_style
 from flamingo_lite.evaluation.tasks.drawn import Drawn
-from flamingo_lite.evaluation.tasks.task import Answer, Items, Segments, Task, first_line
+from flamingo_lite.evaluation.tasks.task import Answer, Items, Segments, Task, first_line, segments
 
 NAME = "captioning"
 SCENES = 64
 
 
 def write(example: Example, style: str, is_answered: bool) -> Segments:
-    asked = (example.images[0], Text(" caption:", loss=False))
-    return (*asked, Text(f" {example.answer}", ends_chunk=True)) if is_answered else asked
+    return segments(example, " caption:", f" {example.answer}" if is_answered else None)
 
 
 @lru_cache(maxsize=4096)
@@ -40,12 +43,7 @@ def _demonstration(split: str, number: int) -> Example:
 
 @lru_cache(maxsize=8)
 def _support(split: str) -> Support:
-    return Support(
-        key=split,
-        examples=Drawn(SCENES, lambda number: _demonstration(split, number)),
-        answers=[_demonstration(split, number).answer for number in range(SCENES)],
-        draws=endlessly(lambda generator: _demonstration(split, generator.randrange(SCENES))),
-    )
+    return uniform_support(split, Drawn(SCENES, lambda number: _demonstration(split, number)))
 
 
 def _example(name: str, held_out: bool, generator: random.Random) -> Example:

@@ -1,21 +1,11 @@
 """CLEVR-Math: what is added to a drawn scene or taken from it, and how many things are then left (Lindström 2022)."""
 
-from collections.abc import Mapping
-
 from flamingo_lite.evaluation.demonstrations import Example
 from flamingo_lite.evaluation.metrics import Scored, extract_number
 from flamingo_lite.evaluation.metrics.scored import matched
-from flamingo_lite.evaluation.tasks.files import CONTROLS, ONE_SPLIT, image_at, one_split, records, worded
+from flamingo_lite.evaluation.tasks.files import CONTROLS, ONE_SPLIT, image_at, load_by, records, worded
 from flamingo_lite.evaluation.tasks.short_answers import WORDINGS, styles_of
-from flamingo_lite.evaluation.tasks.task import Items, Task
-
-
-def load(files: Mapping[str, str]) -> Items:
-    support = files.get("support")
-    return one_split(
-        _examples(files["questions"], files["images"]),
-        _examples(support, files.get("support_images", files["images"])) if support else [],
-    )
+from flamingo_lite.evaluation.tasks.task import Task
 
 
 def _examples(path: str, images: str) -> list[Example]:
@@ -41,7 +31,7 @@ CLEVR_MATH = Task(
     splits=ONE_SPLIT,
     styles=styles_of(dict.fromkeys(WORDINGS, number), "exact_match"),
     write=worded(WORDINGS),
-    load=load,
+    load=load_by(_examples, "questions"),
     files={
         "questions": "clevr-math-test.json",
         "images": "the folder that holds its images as SPLIT/NAME, such as CLEVR_v1.0/images",

@@ -10,8 +10,12 @@ from functools import lru_cache
 from flamingo_lite.data.synthetic.picture import paint
 from flamingo_lite.data.synthetic.questions import MOST_COUNTED, draw_scene_with
 from flamingo_lite.data.synthetic.scenes import COLOURS, SHAPES, Thing, scene
-from flamingo_lite.document import Text
-from flamingo_lite.evaluation.demonstrations import Example, Support, endlessly, episode_generator
+from flamingo_lite.evaluation.demonstrations import (
+    Example,
+    Support,
+    episode_generator,
+    uniform_support,
+)
 from flamingo_lite.evaluation.metrics import extract_number
 from flamingo_lite.evaluation.tasks.drawn import Drawn
 from flamingo_lite.evaluation.tasks.task import (
@@ -22,6 +26,7 @@ from flamingo_lite.evaluation.tasks.task import (
     balanced_choice,
     exact_match,
     ranked,
+    segments,
 )
 
 NAME = "count_induction"
@@ -35,8 +40,7 @@ DIRECT = Style(exact_match(extract_number))
 
 def write(example: Example, style: str, is_answered: bool) -> Segments:
     criterion = "" if style == "unnamed" else f" {example.question}"
-    asked = (example.images[0], Text(f"{criterion} =", loss=False))
-    return (*asked, Text(f" {example.answer}", ends_chunk=True)) if is_answered else asked
+    return segments(example, f"{criterion} =", f" {example.answer}" if is_answered else None)
 
 
 def load() -> Items:
@@ -56,14 +60,9 @@ def _query(split: str, query_id: int) -> Example:
 
 @lru_cache(maxsize=64)
 def _support(split: str, subject: Thing) -> Support:
-    return Support(
-        key=f"{split}/{_criterion(subject)}",
-        examples=Drawn(len(COUNTS) * SCENES, lambda i: _demonstration(split, subject, i)),
-        answers=[COUNTS[i // SCENES] for i in range(len(COUNTS) * SCENES)],
-        draws=endlessly(
-            lambda generator: _demonstration(split, subject, generator.randrange(len(COUNTS) * SCENES))
-        ),
-    )
+    answers = [count for count in COUNTS for _ in range(SCENES)]
+    examples = Drawn(len(answers), lambda i: _demonstration(split, subject, i))
+    return uniform_support(f"{split}/{_criterion(subject)}", examples, answers)
 
 
 @lru_cache(maxsize=4096)

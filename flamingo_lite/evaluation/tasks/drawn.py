@@ -1,8 +1,13 @@
 """Examples that are drawn when they are asked for: a support of thousands of pictures costs only those that are shown."""
 
+import random
 from collections.abc import Callable, Sequence
+from functools import lru_cache
 from typing import overload
 
+from flamingo_lite.data.synthetic.picture import paint
+from flamingo_lite.data.synthetic.scenes import Thing, scene
+from flamingo_lite.document import Image
 from flamingo_lite.evaluation.demonstrations import Example
 
 
@@ -26,3 +31,10 @@ class Drawn(Sequence[Example]):
         if not -self._length <= index < self._length:
             raise IndexError(f"example {index} of {self._length}")
         return self._draw(index % self._length)
+
+
+@lru_cache(maxsize=2048)
+def support_image(task: str, split: str, thing: Thing, rendering: int) -> Image:
+    """A scene of one thing, which all episodes of a task share: few images, encoded once and met often."""
+    colour, shape = thing
+    return paint(scene([thing]), random.Random(f"support/{task}/{split}/{colour}/{shape}/{rendering}"))

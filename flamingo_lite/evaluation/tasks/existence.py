@@ -12,8 +12,12 @@ from functools import lru_cache
 from flamingo_lite.data.synthetic.picture import paint
 from flamingo_lite.data.synthetic.questions import ALL_KINDS, draw_scene_with, draw_subject
 from flamingo_lite.data.synthetic.scenes import Thing, scene
-from flamingo_lite.document import Text
-from flamingo_lite.evaluation.demonstrations import Example, Support, endlessly, episode_generator
+from flamingo_lite.evaluation.demonstrations import (
+    Example,
+    Support,
+    episode_generator,
+    uniform_support,
+)
 from flamingo_lite.evaluation.metrics import Scored
 from flamingo_lite.evaluation.metrics.yes_no import pope, pope_figures
 from flamingo_lite.evaluation.tasks.drawn import Drawn
@@ -26,6 +30,7 @@ from flamingo_lite.evaluation.tasks.task import (
     balanced_choice,
     first_line,
     ranked,
+    segments,
 )
 
 NAME = "existence"
@@ -47,8 +52,7 @@ DIRECT = Style(score_yes_no, metric="accuracy", figures=yes_no_figures)
 
 
 def write(example: Example, style: str, is_answered: bool) -> Segments:
-    asked = (example.images[0], Text(f" {example.question}", loss=False))
-    return (*asked, Text(f" {example.answer}", ends_chunk=True)) if is_answered else asked
+    return segments(example, f" {example.question}", f" {example.answer}" if is_answered else None)
 
 
 @lru_cache(maxsize=4096)
@@ -66,13 +70,8 @@ def _demonstration(split: str, number: int) -> Example:
 
 @lru_cache(maxsize=8)
 def _support(split: str) -> Support:
-    size = len(YES_NO) * SCENES
-    return Support(
-        key=split,
-        examples=Drawn(size, lambda number: _demonstration(split, number)),
-        answers=[YES_NO[number // SCENES] for number in range(size)],
-        draws=endlessly(lambda generator: _demonstration(split, generator.randrange(size))),
-    )
+    answers = [answer for answer in YES_NO for _ in range(SCENES)]
+    return uniform_support(split, Drawn(len(answers), lambda i: _demonstration(split, i)), answers)
 
 
 def _example(name: str, answer: str, held_out: bool, generator: random.Random) -> Example:

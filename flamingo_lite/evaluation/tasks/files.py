@@ -14,11 +14,11 @@ from typing import Any
 from flamingo_lite.data.convert.frame import fields
 from flamingo_lite.data.convert.json_records import section
 from flamingo_lite.data.convert.sources import json_lines, parse_json
-from flamingo_lite.document import Image, Text
+from flamingo_lite.document import Image
 from flamingo_lite.errors import FlamingoError
 from flamingo_lite.evaluation.conditions import CONDITIONS
 from flamingo_lite.evaluation.demonstrations import Example
-from flamingo_lite.evaluation.tasks.task import Items, Segments, listed
+from flamingo_lite.evaluation.tasks.task import Items, Segments, listed, segments
 
 Fields = Mapping[str, type | tuple[type, ...]]
 
@@ -112,16 +112,25 @@ def worded(wordings: Mapping[str, Wording]) -> Callable[[Example, str, bool], Se
     return write
 
 
-def segments(example: Example, asked: str, answered: str | None) -> Segments:
-    """The example's images, what is asked, and the answer if it is shown."""
-    question = (Text(asked, loss=False),) if asked else ()
-    answer = () if answered is None else (Text(answered, ends_chunk=True),)
-    return (*example.images, *question, *answer)
-
-
 def one_split(queries: Sequence[Example], support: Sequence[Example]) -> Items:
     """The given queries as the split `test`, with demonstrations from `support`."""
     return listed({"test": mixed(queries)}, {"test": support})
+
+
+def load_by(
+    examples: Callable[[str, str], list[Example]], queries: str
+) -> Callable[[Mapping[str, str]], Items]:
+    """A task's `load`, from `examples(file, folder of its images)`: the queries of the file that is called `queries`, and
+    the support of the file `support` if it is given, whose images are in `support_images` or where the queries' are."""
+
+    def load(files: Mapping[str, str]) -> Items:
+        support, images = files.get("support"), files["images"]
+        return one_split(
+            examples(files[queries], images),
+            examples(support, files.get("support_images", images)) if support else [],
+        )
+
+    return load
 
 
 def mixed(examples: Sequence[Example]) -> list[Example]:

@@ -1,18 +1,9 @@
 """GQA: compositional questions over scene graphs; an object of questions by id (Hudson and Manning 2019)."""
 
-from collections.abc import Mapping
-
 from flamingo_lite.evaluation.demonstrations import Example
-from flamingo_lite.evaluation.tasks.files import CONTROLS, ONE_SPLIT, image_at, one_split, records, worded
+from flamingo_lite.evaluation.tasks.files import CONTROLS, ONE_SPLIT, image_at, load_by, records, worded
 from flamingo_lite.evaluation.tasks.short_answers import WORDINGS, exact_words, styles_of
-from flamingo_lite.evaluation.tasks.task import Items, Task
-
-
-def load(files: Mapping[str, str]) -> Items:
-    support = files.get("support")
-    return one_split(
-        _examples(files["questions"], files["images"]), _examples(support, files["images"]) if support else []
-    )
+from flamingo_lite.evaluation.tasks.task import Task
 
 
 def _examples(path: str, images: str) -> list[Example]:
@@ -29,7 +20,7 @@ GQA = Task(
     splits=ONE_SPLIT,
     styles=styles_of(dict.fromkeys(WORDINGS, exact_words), "exact_match"),
     write=worded(WORDINGS),
-    load=load,
+    load=load_by(_examples, "questions"),
     files={
         "questions": "testdev_balanced_questions.json",
         "images": "the folder images",

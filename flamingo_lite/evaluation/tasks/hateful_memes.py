@@ -13,10 +13,10 @@ from flamingo_lite.evaluation.tasks.files import (
     image_at,
     known_choice,
     line_records,
-    one_split,
+    load_by,
     worded,
 )
-from flamingo_lite.evaluation.tasks.task import Answer, Items, Style, Task
+from flamingo_lite.evaluation.tasks.task import Answer, Style, Task
 
 ANSWERS = ("yes", "no")
 # OpenFlamingo's prompt, without a blank before the answer.
@@ -25,14 +25,6 @@ WORDINGS = {
         "is an image with: '{question}' written on it. Is it hateful? Answer:", "{answer}"
     )
 }
-
-
-def load(files: Mapping[str, str]) -> Items:
-    support = files.get("support")
-    return one_split(
-        _examples(files["annotations"], files["images"]),
-        _examples(support, files["images"]) if support else [],
-    )
 
 
 def _examples(path: str, images: str) -> list[Example]:
@@ -72,7 +64,7 @@ HATEFUL_MEMES = Task(
         )
     },
     write=worded(WORDINGS),
-    load=load,
+    load=load_by(_examples, "annotations"),
     files={
         "annotations": "dev_seen.jsonl, or another with labels",
         "images": "the folder that holds img/",

@@ -9,11 +9,23 @@ from functools import lru_cache
 
 from flamingo_lite.data.synthetic.picture import paint
 from flamingo_lite.data.synthetic.scenes import COLOURS, SHAPES, Thing, scene
-from flamingo_lite.document import Image, Text
-from flamingo_lite.evaluation.demonstrations import Example, Support, endlessly, episode_generator
-from flamingo_lite.evaluation.tasks.drawn import Drawn
+from flamingo_lite.evaluation.demonstrations import (
+    Example,
+    Support,
+    episode_generator,
+    uniform_support,
+)
+from flamingo_lite.evaluation.tasks.drawn import Drawn, support_image
 from flamingo_lite.evaluation.tasks.existence import YES_NO, score_yes_no, yes_no_figures
-from flamingo_lite.evaluation.tasks.task import Items, Segments, Style, Task, balanced_choice, ranked
+from flamingo_lite.evaluation.tasks.task import (
+    Items,
+    Segments,
+    Style,
+    Task,
+    balanced_choice,
+    ranked,
+    segments,
+)
 
 NAME = "matching"
 RELATIONS = ("colour", "shape")
@@ -25,8 +37,7 @@ DIRECT = Style(score_yes_no, metric="accuracy", figures=yes_no_figures)
 
 
 def write(example: Example, style: str, is_answered: bool) -> Segments:
-    asked = (*example.images, Text(" same?", loss=False))
-    return (*asked, Text(f" {example.answer}", ends_chunk=True)) if is_answered else asked
+    return segments(example, " same?", f" {example.answer}" if is_answered else None)
 
 
 def load() -> Items:
@@ -54,16 +65,11 @@ def _support(split: str, decides: str) -> Support:
         generator = random.Random(f"{NAME}/{name}")
         things = draw_pair(decides, answer == "yes", generator)
         first, second = generator.sample(range(RENDERINGS), 2)
-        images = tuple(_support_image(split, *of) for of in zip(things, (first, second), strict=True))
+        images = tuple(support_image(NAME, split, *of) for of in zip(things, (first, second), strict=True))
         return Example(name, images, "same?", answer, choices=YES_NO)
 
-    size = len(YES_NO) * PAIRS
-    return Support(
-        key=f"{split}/{decides}",
-        examples=Drawn(size, example),
-        answers=[YES_NO[number // PAIRS] for number in range(size)],
-        draws=endlessly(lambda generator: example(generator.randrange(size))),
-    )
+    answers = [answer for answer in YES_NO for _ in range(PAIRS)]
+    return uniform_support(f"{split}/{decides}", Drawn(len(answers), example), answers)
 
 
 def draw_pair(decides: str, is_match: bool, generator: random.Random) -> tuple[Thing, Thing]:
@@ -80,12 +86,6 @@ def draw_pair(decides: str, is_match: bool, generator: random.Random) -> tuple[T
 def _pair(values: list[str] | tuple[str, ...], is_same: bool, generator: random.Random) -> tuple[str, str]:
     first, second = generator.sample(values, 2)
     return first, first if is_same else second
-
-
-@lru_cache(maxsize=1024)
-def _support_image(split: str, thing: Thing, rendering: int) -> Image:
-    colour, shape = thing
-    return paint(scene([thing]), random.Random(f"support/{NAME}/{split}/{colour}/{shape}/{rendering}"))
 
 
 MATCHING = Task(

@@ -17,11 +17,10 @@ from flamingo_lite.evaluation.tasks.files import (
     ONE_SPLIT,
     image_at,
     known_choice,
-    one_split,
+    load_by,
     records,
-    segments,
 )
-from flamingo_lite.evaluation.tasks.task import Answer, Items, Segments, Style, Task
+from flamingo_lite.evaluation.tasks.task import Answer, Segments, Style, Task, segments
 
 STYLES = {"query_wo": 64, "query_cot": 512}
 """The file's two ways of asking, directly and with reasoning first, and the longest answer to each."""
@@ -33,14 +32,6 @@ REQUIRED: Mapping[str, Any] = {
 KINDS = ("multi-choice", "free-form")
 _ALONE = re.compile(r"\(?([A-Z])\)?[.:]?")
 _STATED = re.compile(r"(?:answer|option|choice)\b[^A-Za-z0-9]*(?:is|:)?[^A-Za-z0-9]*([A-Z])\b", re.IGNORECASE)
-
-
-def load(files: Mapping[str, str]) -> Items:
-    support = files.get("support")
-    return one_split(
-        _examples(files["annotations"], files["images"]),
-        _examples(support, files["images"]) if support else [],
-    )
 
 
 def _examples(path: str, images: str) -> list[Example]:
@@ -106,7 +97,7 @@ MATHVERSE = Task(
         for name, longest in STYLES.items()
     },
     write=write,
-    load=load,
+    load=load_by(_examples, "annotations"),
     files={
         "annotations": "testmini.json",
         "images": "the folder of its images",

@@ -18,11 +18,10 @@ from flamingo_lite.evaluation.tasks.files import (
     Record,
     image_at,
     known_choice,
-    one_split,
+    load_by,
     records,
-    segments,
 )
-from flamingo_lite.evaluation.tasks.task import Answer, Items, Segments, Style, Task
+from flamingo_lite.evaluation.tasks.task import Answer, Segments, Style, Task, segments
 
 Kind = tuple[str, int | None]
 """What an answer is: "multi_choice" or its type, and the places of a float."""
@@ -69,14 +68,6 @@ REQUIRED: Mapping[str, Any] = {
     "question": str, "image": str, "choices": (list, type(None)), "answer": str, "question_type": str,
     "answer_type": str, "precision": (int, float, type(None)), "unit": (str, type(None)),
 }  # fmt: skip
-
-
-def load(files: Mapping[str, str]) -> Items:
-    support = files.get("support")
-    return one_split(
-        _examples(files["annotations"], files["images"]),
-        _examples(support, files["images"]) if support else [],
-    )
 
 
 def _examples(path: str, images: str) -> list[Example]:
@@ -148,7 +139,7 @@ MATHVISTA = Task(
     splits=ONE_SPLIT,
     styles={name: Style(said, "accuracy", max_new_tokens=64, figures=figures) for name in HINTS},
     write=write,
-    load=load,
+    load=load_by(_examples, "annotations"),
     files={
         "annotations": "testmini.json or annot_testmini.json",
         "images": "the folder that holds images/",

@@ -12,10 +12,19 @@ from functools import lru_cache
 from flamingo_lite.data.synthetic.picture import paint
 from flamingo_lite.data.synthetic.reading import invented_word
 from flamingo_lite.data.synthetic.scenes import COLOURS, SHAPES, Thing, scene
-from flamingo_lite.document import Image, Text
+from flamingo_lite.document import Image
 from flamingo_lite.evaluation.demonstrations import Example, Support, episode_generator
-from flamingo_lite.evaluation.tasks.drawn import Drawn
-from flamingo_lite.evaluation.tasks.task import Items, Segments, Style, Task, exact_match, first_line, ranked
+from flamingo_lite.evaluation.tasks.drawn import Drawn, support_image
+from flamingo_lite.evaluation.tasks.task import (
+    Items,
+    Segments,
+    Style,
+    Task,
+    exact_match,
+    first_line,
+    ranked,
+    segments,
+)
 
 NAME = "open_naming"
 KINDS = 4
@@ -39,8 +48,7 @@ class Binding:
 
 
 def write(example: Example, style: str, is_answered: bool) -> Segments:
-    asked = (example.images[0], Text(" is a", loss=False))
-    return (*asked, Text(f" {example.answer}", ends_chunk=True)) if is_answered else asked
+    return segments(example, " is a", f" {example.answer}" if is_answered else None)
 
 
 @lru_cache(maxsize=4096)
@@ -73,7 +81,7 @@ def support(split: str, query_id: int) -> Support:
     def example(number: int) -> Example:
         kind, rest = divmod(number, size)
         other, rendering = divmod(rest, RENDERINGS)
-        image = _support_image(split, bound.thing(kind, other), rendering)
+        image = support_image(NAME, split, bound.thing(kind, other), rendering)
         return _example(f"{split}/support/{query_id}/{number}", image, bound, kind)
 
     def draws(generator: random.Random) -> Iterator[Example]:
@@ -87,13 +95,6 @@ def support(split: str, query_id: int) -> Support:
         answers=[bound.names[number // size] for number in range(KINDS * size)],
         draws=draws,
     )
-
-
-@lru_cache(maxsize=1024)
-def _support_image(split: str, thing: Thing, rendering: int) -> Image:
-    """All episodes share these: a thing has no name of its own."""
-    colour, shape = thing
-    return paint(scene([thing]), random.Random(f"support/{NAME}/{split}/{colour}/{shape}/{rendering}"))
 
 
 def _example(name: str, image: Image, bound: Binding, kind: int) -> Example:

@@ -11,12 +11,12 @@ from flamingo_lite.evaluation.tasks.files import (
     Wording,
     image_at,
     known_choice,
-    one_split,
+    load_by,
     records,
     worded,
 )
 from flamingo_lite.evaluation.tasks.short_answers import WORDINGS, given_answers
-from flamingo_lite.evaluation.tasks.task import Answer, Items, Style, Task
+from flamingo_lite.evaluation.tasks.task import Answer, Style, Task
 
 RECOGNITION = (
     "Regular Text Recognition", "Irregular Text Recognition", "Artistic Text Recognition",
@@ -30,14 +30,6 @@ FORMULAS = "HME100k"
 REQUIRED: Mapping[str, Any] = {
     "dataset_name": str, "id": (int, str), "image_path": str, "question": str, "answers": (str, list), "type": str,
 }  # fmt: skip
-
-
-def load(files: Mapping[str, str]) -> Items:
-    support = files.get("support")
-    return one_split(
-        _examples(files["annotations"], files["images"]),
-        _examples(support, files["images"]) if support else [],
-    )
 
 
 def _examples(path: str, images: str) -> list[Example]:
@@ -92,7 +84,7 @@ OCRBENCH = Task(
         "openflamingo": Style(contained, "contained", max_new_tokens=64, figures=figures),
     },
     write=worded({"plain": Wording("{question}"), "openflamingo": WORDINGS["openflamingo"]}),
-    load=load,
+    load=load_by(_examples, "annotations"),
     files={
         "annotations": "OCRBench.json",
         "images": "the folder OCRBench_Images",

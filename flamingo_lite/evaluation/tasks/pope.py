@@ -15,21 +15,13 @@ from flamingo_lite.evaluation.tasks.files import (
     image_at,
     known_choice,
     line_records,
-    one_split,
+    load_by,
     worded,
 )
 from flamingo_lite.evaluation.tasks.short_answers import MAX_NEW_TOKENS, STOPS, WORDINGS
-from flamingo_lite.evaluation.tasks.task import Answer, Items, Style, Task
+from flamingo_lite.evaluation.tasks.task import Answer, Style, Task
 
 ANSWERS = ("yes", "no")
-
-
-def load(files: Mapping[str, str]) -> Items:
-    support = files.get("support")
-    return one_split(
-        _examples(files["questions"], files["images"]),
-        _examples(support, files.get("support_images", files["images"])) if support else [],
-    )
 
 
 def _examples(path: str, images: str) -> list[Example]:
@@ -61,7 +53,7 @@ POPE = Task(
         for name in WORDINGS
     },
     write=worded(WORDINGS),
-    load=load,
+    load=load_by(_examples, "questions"),
     files={
         "questions": "coco_pope_random.json, coco_pope_popular.json or coco_pope_adversarial.json",
         "images": "the folder of COCO's val2014",

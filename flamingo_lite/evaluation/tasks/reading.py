@@ -12,12 +12,25 @@ from flamingo_lite.data.synthetic import operators
 from flamingo_lite.data.synthetic.canvas import draw_text
 from flamingo_lite.data.synthetic.picture import Picture, paint
 from flamingo_lite.data.synthetic.reading import text as draw_words
-from flamingo_lite.document import Text
-from flamingo_lite.evaluation.demonstrations import Example, Support, endlessly, episode_generator
+from flamingo_lite.evaluation.demonstrations import (
+    Example,
+    Support,
+    episode_generator,
+    uniform_support,
+)
 from flamingo_lite.evaluation.metrics import Scored
 from flamingo_lite.evaluation.metrics.strings import anls
 from flamingo_lite.evaluation.tasks.drawn import Drawn
-from flamingo_lite.evaluation.tasks.task import Answer, Items, Segments, Style, Task, exact_match, first_line
+from flamingo_lite.evaluation.tasks.task import (
+    Answer,
+    Items,
+    Segments,
+    Style,
+    Task,
+    exact_match,
+    first_line,
+    segments,
+)
 
 NAME = "reading"
 TEXTS = 64
@@ -30,8 +43,7 @@ def transcribed(text: str) -> str | None:
 
 
 def write(example: Example, style: str, is_answered: bool) -> Segments:
-    image = example.images[0]
-    return (image, Text(f" {example.answer}", ends_chunk=True)) if is_answered else (image,)
+    return segments(example, "", f" {example.answer}" if is_answered else None)
 
 
 @lru_cache(maxsize=4096)
@@ -52,12 +64,7 @@ def _demonstration(split: str, number: int) -> Example:
 
 @lru_cache(maxsize=8)
 def _support(split: str) -> Support:
-    return Support(
-        key=split,
-        examples=Drawn(TEXTS, lambda number: _demonstration(split, number)),
-        answers=[_demonstration(split, number).answer for number in range(TEXTS)],
-        draws=endlessly(lambda generator: _demonstration(split, generator.randrange(TEXTS))),
-    )
+    return uniform_support(split, Drawn(TEXTS, lambda number: _demonstration(split, number)))
 
 
 def _words(split: str, generator: random.Random) -> str:

@@ -24,8 +24,8 @@ from flamingo_lite.evaluation.demonstrations import Example
 from flamingo_lite.evaluation.metrics import Scored
 from flamingo_lite.evaluation.metrics.choices import science_qa
 from flamingo_lite.evaluation.metrics.science_qa import ScienceQaPart, science_qa_figures
-from flamingo_lite.evaluation.tasks.files import CONTROLS, Record, image_at, mixed, records, segments
-from flamingo_lite.evaluation.tasks.task import Answer, Items, Segments, Style, Task, listed
+from flamingo_lite.evaluation.tasks.files import CONTROLS, Record, image_at, mixed, records
+from flamingo_lite.evaluation.tasks.task import Answer, Items, Segments, Style, Task, listed, segments
 
 SPLITS = {"test": "4,241 questions", "val": "4,241 questions", "minitest": "1,000 questions of test"}
 REQUIRED: Mapping[str, Any] = {

@@ -99,6 +99,13 @@ class Task:
     instruction: str = ""
 
 
+def segments(example: Example, asked: str, answered: str | None) -> Segments:
+    """The example's images, what is asked, and the answer if it is shown."""
+    question = (Text(asked, loss=False),) if asked else ()
+    answer = () if answered is None else (Text(answered, ends_chunk=True),)
+    return (*example.images, *question, *answer)
+
+
 def exact_match(extract: Extract) -> Score:
     """What `extract` finds in a text, against the example's right answers."""
 

@@ -1,21 +1,12 @@
 """TextVQA: questions about text in photographs; a JSON with ten answers to each (Singh et al. 2019)."""
 
-from collections.abc import Mapping
 from dataclasses import replace
 
 from flamingo_lite.errors import FlamingoError
 from flamingo_lite.evaluation.demonstrations import Example
-from flamingo_lite.evaluation.tasks.files import CONTROLS, ONE_SPLIT, image_at, one_split, records, worded
+from flamingo_lite.evaluation.tasks.files import CONTROLS, ONE_SPLIT, image_at, load_by, records, worded
 from flamingo_lite.evaluation.tasks.short_answers import WORDINGS, given_answers, most_frequent, vqa_styles
-from flamingo_lite.evaluation.tasks.task import Items, Task
-
-
-def load(files: Mapping[str, str]) -> Items:
-    support = files.get("support")
-    return one_split(
-        _examples(files["annotations"], files["images"]),
-        _examples(support, files["images"]) if support else [],
-    )
+from flamingo_lite.evaluation.tasks.task import Task
 
 
 def _examples(path: str, images: str) -> list[Example]:
@@ -39,7 +30,7 @@ TEXT_VQA = Task(
     splits=ONE_SPLIT,
     styles=vqa_styles("lmms_evalai"),
     write=worded({**WORDINGS, "instruction": replace(WORDINGS["instruction"], capitalizes=True)}),
-    load=load,
+    load=load_by(_examples, "annotations"),
     files={
         "annotations": "TextVQA_0.5.1_val.json",
         "images": "the folder train_images, which holds those of val too",

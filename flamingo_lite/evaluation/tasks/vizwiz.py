@@ -1,7 +1,5 @@
 """VizWiz: questions that blind people asked about their photographs, many unanswerable (Gurari et al. 2018)."""
 
-from collections.abc import Mapping
-
 from flamingo_lite.errors import FlamingoError
 from flamingo_lite.evaluation.demonstrations import Example
 from flamingo_lite.evaluation.tasks.files import (
@@ -9,26 +7,18 @@ from flamingo_lite.evaluation.tasks.files import (
     ONE_SPLIT,
     Wording,
     image_at,
-    one_split,
+    load_by,
     records,
     worded,
 )
 from flamingo_lite.evaluation.tasks.short_answers import WORDINGS, given_answers, most_frequent, vqa_styles
-from flamingo_lite.evaluation.tasks.task import Items, Task
+from flamingo_lite.evaluation.tasks.task import Task
 
 INSTRUCTED = Wording(
     "{question}\nWhen the provided information is insufficient, respond with 'Unanswerable'.\n"
     "Answer the question using a single word or phrase.",
     capitalizes=True,
 )
-
-
-def load(files: Mapping[str, str]) -> Items:
-    support = files.get("support")
-    return one_split(
-        _examples(files["annotations"], files["images"]),
-        _examples(support, files["support_images"]) if support else [],
-    )
 
 
 def _examples(path: str, images: str) -> list[Example]:
@@ -53,7 +43,7 @@ VIZWIZ = Task(
     splits=ONE_SPLIT,
     styles=vqa_styles("lmms_evalai"),
     write=worded({**WORDINGS, "instruction": INSTRUCTED}),
-    load=load,
+    load=load_by(_examples, "annotations"),
     files={
         "annotations": "val.json",
         "images": "the folder of its images",
