@@ -13,7 +13,7 @@ from flamingo_lite.errors import FlamingoError
 from flamingo_lite.evaluation.answers import Answered
 from flamingo_lite.evaluation.metrics import GenerationFailure
 from flamingo_lite.evaluation.ranking import Ranked
-from flamingo_lite.evaluation.results import write_atomically
+from flamingo_lite.evaluation.results import flat, write_atomically
 from flamingo_lite.evaluation.scoring import Outcome
 
 FOLDER = ".answers"
@@ -84,23 +84,13 @@ def end(directory: Path) -> None:
 
 def check_same(before: Mapping[str, Any], now: Mapping[str, Any], directory: Path) -> None:
     """Errors: `FlamingoError` naming the first of the fields in which two identities differ."""
-    old, new = _flat(before), _flat(now)
+    old, new = flat(before), flat(now)
     for name in sorted(old.keys() | new.keys()):
         if old.get(name) != new.get(name):
             raise FlamingoError(
                 f"{directory} holds another evaluation: {name} was {_shown(old.get(name))} there and is "
                 f"{_shown(new.get(name))} now; choose another output=, or delete results.json and {FOLDER} in it"
             )
-
-
-def _flat(value: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    found = {}
-    for name, inner in value.items():
-        if isinstance(inner, Mapping):
-            found |= _flat(inner, f"{prefix}{name}.")
-        else:
-            found[f"{prefix}{name}"] = inner
-    return found
 
 
 def _shown(value: object) -> str:

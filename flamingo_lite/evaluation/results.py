@@ -47,6 +47,17 @@ def sha256_of_json(value: object) -> str:
     return hashlib.sha256(canonical.encode("utf-8", "surrogatepass")).hexdigest()
 
 
+def flat(value: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """The leaves of a mapping of mappings under dotted names, tuples as lists: what a JSON file is compared with."""
+    found: dict[str, Any] = {}
+    for name, item in value.items():
+        if isinstance(item, Mapping):
+            found |= flat(item, f"{prefix}{name}.")
+        else:
+            found[f"{prefix}{name}"] = list(item) if isinstance(item, tuple) else item
+    return found
+
+
 def prompt_sha(document: Document) -> str:
     """Identifies the untemplated prompt: its texts, roles and image ids in order."""
     return sha256_of_json(

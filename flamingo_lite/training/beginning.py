@@ -15,7 +15,7 @@ from typing import Any
 from omegaconf import OmegaConf
 
 from flamingo_lite.errors import FlamingoError
-from flamingo_lite.evaluation.results import write_atomically
+from flamingo_lite.evaluation.results import flat, write_atomically
 from flamingo_lite.training.asides import FEW_SHOT
 from flamingo_lite.training.beside import Say, drop_lines_after
 from flamingo_lite.training.checkpointing import (
@@ -116,9 +116,9 @@ def identity(config: TrainingConfig, shards: Mapping[str, str]) -> dict[str, Any
 
 def check_same_run(before: Mapping[str, Any], now: Mapping[str, Any], output: Path) -> None:
     """Errors: `FlamingoError` that names the first setting in which the two identities differ."""
-    old, new = _flat(before), _flat(now)
+    old, new = flat(before), flat(now)
     # A setting that came with a later version had its default's effect before.
-    defaults = _flat(identity(TrainingConfig(), {}))
+    defaults = flat(identity(TrainingConfig(), {}))
     old = {**{name: value for name, value in defaults.items() if name in new}, **old}
     for name in sorted(old.keys() | new.keys()):
         if old.get(name) != new.get(name):
@@ -146,13 +146,3 @@ def _clear(output: Path) -> None:
     for name in (METRICS, SUMMARY, CONFIG, SKIPPED_FILE, REJECTS, GENERATIONS):
         (output / name).unlink(missing_ok=True)
     forget_run(output)
-
-
-def _flat(value: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for name, item in value.items():
-        if isinstance(item, Mapping):
-            flat |= _flat(item, f"{prefix}{name}.")
-        else:
-            flat[f"{prefix}{name}"] = list(item) if isinstance(item, tuple) else item
-    return flat
