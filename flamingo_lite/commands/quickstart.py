@@ -178,7 +178,8 @@ def _evaluate(config: "Config", console: "Console") -> None:
 def _report(config: "Config", console: "Console") -> None:
     from flamingo_lite.commands.report import report_run
 
-    report_run(Path(config.output))
+    # A table of all predictions takes longer than evaluating; `flamingo-lite report` makes it.
+    report_run(Path(config.output), logs_predictions=False)
 
 
 def _data_settings(config: "Config") -> Mapping[str, Any]:

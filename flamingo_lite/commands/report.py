@@ -50,10 +50,11 @@ def report_runs(runs: "Sequence[Path]", to: str | None) -> "Path":
     return write_comparison(read_runs(runs), Path(to))
 
 
-def report_run(directory: "Path") -> "Path":
+def report_run(directory: "Path", logs_predictions: bool = True) -> "Path":
     """Writes the pages; plots and predictions also go to the W&B run of the training, where there is one.
 
-    The path of report.html, or of training.html where nothing was evaluated.
+    The path of report.html, or of training.html where nothing was evaluated. `logs_predictions`: each with its images,
+    which takes minutes where there are tens of thousands.
     """
     from flamingo_lite.evaluation.comparison_report import PLOTS
     from flamingo_lite.evaluation.report import write_report
@@ -69,7 +70,7 @@ def report_run(directory: "Path") -> "Path":
     tracker, step = continue_run(directory)
     with tracker:
         tracker.log_plots(sorted((directory / PLOTS).glob("*.png")), step)
-        if tracker.run is not None:
+        if logs_predictions and tracker.run is not None:
             files = (load_results(directory).get("config") or {}).get("files")
             tracker.log_predictions(load_samples(directory), files, step + 1)
     return path
