@@ -5,7 +5,8 @@ PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/.up-to-date
 UV := $(BIN)/uv
-# Processes that share the tests: one a core, of one thread each.
+# Processes that share the tests: one a core, of one thread each. Each begins with a stretch of its own (worksteal), so
+# that what a module's tests share is made in one process.
 TESTERS ?= 2
 
 .DEFAULT_GOAL := help
@@ -28,7 +29,7 @@ quickstart: setup  ## shards, training, few-shot evaluation and report, in outpu
 	$(BIN)/flamingo-lite quickstart
 
 test: setup  ## the tests, without those marked slow or gpu
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(TESTERS) -m "not slow and not gpu"
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(TESTERS) --dist worksteal -m "not slow and not gpu"
 
 test-slow: setup  ## all tests that can run on this machine
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import copy
 import io
 import json
+import os
+import shutil
+import tempfile
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +26,9 @@ from flamingo_lite.models.model import VisionLanguageModel
 from flamingo_lite.processing import VisionLanguageProcessor
 
 torch.set_num_threads(1)
+
+MEMORY = Path("/dev/shm")
+ENOUGH = 4 * 2**30
 
 VISION = {
     "embed_dim": 16,
@@ -41,6 +49,19 @@ PREPROCESS = {
     "resize_mode": "squash",
     "size": 16,
 }
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Puts temporary files into memory where there are 4 GiB for them, until the end: what is kept on a disk is synced to
+    it file by file, and thousands of waits add up. `--basetemp` or PYTEST_DEBUG_TEMPROOT choose a place that stays.
+    """
+    chosen = hasattr(config, "workerinput") or config.option.basetemp or "PYTEST_DEBUG_TEMPROOT" in os.environ
+    if chosen or not MEMORY.is_dir() or not os.access(MEMORY, os.W_OK):
+        return
+    if shutil.disk_usage(MEMORY).free >= ENOUGH:
+        root = tempfile.mkdtemp(prefix="flamingo_lite-", dir=MEMORY)
+        os.environ["PYTEST_DEBUG_TEMPROOT"] = root
+        config.add_cleanup(lambda: shutil.rmtree(root, ignore_errors=True))
 
 
 def byte_tokenizer() -> PreTrainedTokenizerFast:
@@ -128,13 +149,36 @@ def set_gates() -> Callable[[VisionLanguageModel, float], VisionLanguageModel]:
     return to
 
 
+@dataclass(frozen=True)
+class Built:
+    """A model of a configuration that stays the same, built once: each test gets a copy, and the generator of random
+    numbers as building leaves it.
+    """
+
+    model: VisionLanguageModel
+    random_state: torch.Tensor
+
+    @classmethod
+    def of(cls, config: dict[str, Any]) -> Built:
+        torch.manual_seed(2)
+        return cls(build(config).eval(), torch.get_rng_state())
+
+    def copied(self) -> VisionLanguageModel:
+        torch.set_rng_state(self.random_state)
+        return copy.deepcopy(self.model)
+
+
+@pytest.fixture(scope="session")
+def built(model_config: dict[str, Any]) -> Built:
+    return Built.of(model_config)
+
+
 @pytest.fixture
 def model(
-    model_config: dict[str, Any], set_gates: Callable[[VisionLanguageModel, float], VisionLanguageModel]
+    built: Built, set_gates: Callable[[VisionLanguageModel, float], VisionLanguageModel]
 ) -> VisionLanguageModel:
     """A model whose images matter, in evaluation mode."""
-    torch.manual_seed(2)
-    return set_gates(build(model_config), 0.7).eval()
+    return set_gates(built.copied(), 0.7)
 
 
 @pytest.fixture(scope="session")
@@ -152,11 +196,15 @@ def prefix_config(model_config: dict[str, Any]) -> dict[str, Any]:
     }
 
 
+@pytest.fixture(scope="session")
+def built_prefix(prefix_config: dict[str, Any]) -> Built:
+    return Built.of(prefix_config)
+
+
 @pytest.fixture
-def prefix_model(prefix_config: dict[str, Any]) -> VisionLanguageModel:
+def prefix_model(built_prefix: Built) -> VisionLanguageModel:
     """A model under prefix fusion, in evaluation mode."""
-    torch.manual_seed(2)
-    return build(prefix_config).eval()
+    return built_prefix.copied()
 
 
 @pytest.fixture(scope="session")

@@ -14,8 +14,11 @@ from flamingo_lite import cli
 from flamingo_lite.commands.compare import compose, renderings_of, sorted_words
 from flamingo_lite.errors import FlamingoError
 from flamingo_lite.evaluation.results import load_results
+from flamingo_lite.models.model import VisionLanguageModel
 from flamingo_lite.processing import VisionLanguageProcessor
 from flamingo_lite.text.conversations import CONVERSATIONS
+from flamingo_lite.training import comparison
+from flamingo_lite.training.utilization import StepFlops, step_flops
 
 
 def test_words_are_systems_overrides_of_all_and_overrides_of_one() -> None:
@@ -82,13 +85,27 @@ def words(
     ]
 
 
+@pytest.fixture
+def arithmetic_is_counted_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Both calls compare the same models, whose steps take the same each time."""
+    known: dict[tuple[str, str], StepFlops | None] = {}
+
+    def remembered(model: VisionLanguageModel, precision: str) -> StepFlops | None:
+        key = (model.config.to_json_string(), precision)
+        if key not in known:
+            known[key] = step_flops(model, precision)
+        return known[key]
+
+    monkeypatch.setattr(comparison, "step_flops", remembered)
+
+
 def files(output: Path) -> dict[str, int]:
     found = (path for path in output.rglob("*") if path.is_file())
     return {str(path.relative_to(output)): path.stat().st_mtime_ns for path in found}
 
 
 def test_a_comparison_from_end_to_end_once_and_again_only_what_has_changed(
-    words: list[str], capsys: pytest.CaptureFixture[str]
+    words: list[str], capsys: pytest.CaptureFixture[str], arithmetic_is_counted_once: None
 ) -> None:
     output = Path(words[0].removeprefix("output=").strip("'"))
     systems = ["flamingo_tiny", "llava_tiny"]

@@ -1,10 +1,15 @@
 """flamingo-lite plan: its tables, its JSON, and what it says when nothing fits."""
 
 import json
+from typing import Any
 
 import pytest
 
 from flamingo_lite import cli
+from flamingo_lite.training import plan
+from flamingo_lite.training.trial import StepShape, Trial, run_trial
+
+MEASURED: dict[tuple[StepShape, int], Trial] = {}
 
 SMALL = [
     "plan",
@@ -14,6 +19,18 @@ SMALL = [
     "plan.strategy=fsdp",
     "plan.memory_gb=0.03",
 ]
+
+
+@pytest.fixture(autouse=True)
+def each_step_is_tried_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """All these tests plan for one model: what a step of it takes is the same in each."""
+
+    def remembered(model: Any, shape: StepShape, rows: int) -> Trial:
+        if (shape, rows) not in MEASURED:
+            MEASURED[shape, rows] = run_trial(model, shape, rows)
+        return MEASURED[shape, rows]
+
+    monkeypatch.setattr(plan, "run_trial", remembered)
 
 
 def test_the_tables_name_the_parts_and_the_largest_batch(capsys: pytest.CaptureFixture[str]) -> None:

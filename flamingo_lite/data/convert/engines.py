@@ -15,7 +15,7 @@ from typing import Any
 from flamingo_lite.data.convert.frame import Unit
 from flamingo_lite.data.convert.ledger import Ledger
 from flamingo_lite.data.make import available_cores
-from flamingo_lite.errors import FlamingoError
+from flamingo_lite.errors import FlamingoError, first_line
 
 Outcome = tuple[Ledger, bool]
 """What a unit came to, and whether it was so already."""
@@ -46,7 +46,7 @@ def run_ray(task: Task, units: Sequence[Unit], workers: int) -> Iterator[Outcome
     """On the cluster that RAY_ADDRESS names, or one of `workers` processes that is started here and stopped again.
 
     All its machines see inputs and target under the same paths. Errors: those of the task; `FlamingoError` without
-    ray, or for a worker that died.
+    ray, for a cluster that cannot be had, or for a worker that died.
     """
     try:
         import ray
@@ -54,15 +54,7 @@ def run_ray(task: Task, units: Sequence[Unit], workers: int) -> Iterator[Outcome
         raise FlamingoError("--engine ray needs Ray: pip install 'flamingo_lite[ray]'") from error
     is_ours = not ray.is_initialized()
     if is_ours:
-        options: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR"}
-        if "RAY_ADDRESS" not in os.environ:
-            # What comes back are ledgers; without a limit Ray sets a third of the memory aside for them.
-            options |= {
-                "num_cpus": workers or available_cores(),
-                "include_dashboard": False,
-                "object_store_memory": 100 * 2**20,
-            }
-        ray.init(**options)
+        _start_ray(ray, workers)
     try:
         # Tried again where a worker or its machine died: a unit may be converted twice. What the task raises is final.
         remote = ray.remote(max_retries=2)(_run_task)
@@ -82,6 +74,27 @@ def run_ray(task: Task, units: Sequence[Unit], workers: int) -> Iterator[Outcome
     finally:
         if is_ours:
             ray.shutdown()
+
+
+def _start_ray(ray: Any, workers: int) -> None:
+    options: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR"}
+    if not os.environ.get("RAY_ADDRESS"):
+        # "local": without an address Ray would join what a `ray start` has left here, and refuse the number of CPUs.
+        # What comes back are ledgers; without a limit Ray sets a third of the memory aside for them.
+        options |= {
+            "address": "local",
+            "num_cpus": workers or available_cores(),
+            "include_dashboard": False,
+            "object_store_memory": 100 * 2**20,
+        }
+    try:
+        ray.init(**options)
+    except Exception as error:  # a bare Exception where a busy machine takes more than Ray's 30 s to start
+        ray.shutdown()
+        raise FlamingoError(
+            f"no Ray cluster can be had ({first_line(error)}); check RAY_ADDRESS, or run the same command again when "
+            "the machine is less busy, or with --engine local (what is done is kept)"
+        ) from error
 
 
 ENGINES: dict[str, Callable[[Task, Sequence[Unit], int], Iterator[Outcome]]] = {

@@ -1,7 +1,9 @@
 """Converting on Ray: the bytes and the messages of one process."""
 
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import ray
@@ -19,6 +21,39 @@ def workers_are_not_nice() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("RAY_worker_niceness", "0")
         yield
+
+
+@pytest.fixture
+def no_cluster() -> None:
+    """None that this process has begun. These tests come first: beside one that is ending, another may not start in time."""
+    ray.shutdown()
+
+
+def test_a_cluster_that_was_started_for_the_conversion_is_stopped_behind_it(
+    no_cluster: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # A short path, as Ray's sockets lie below it, in which a process that ends may still write.
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
+        monkeypatch.setenv("RAY_TMPDIR", folder)
+        # What `ray start` leaves of a cluster, here of one that is none of ours.
+        (Path(folder) / "ray").mkdir()
+        (Path(folder) / "ray" / "ray_current_cluster").write_text("127.0.0.1:1")
+        run(tmp_path / "ray", write_inputs(tmp_path / "in", 1), workers=1, engine="ray")
+    assert not ray.is_initialized()
+
+
+def test_a_cluster_that_does_not_start_is_one_line(
+    no_cluster: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def overslept(**options: Any) -> None:
+        raise Exception("The current node timed out during startup.\nThis could happen because")
+
+    monkeypatch.setattr(ray, "init", overslept)
+    with pytest.raises(
+        FlamingoError, match="no Ray cluster can be had .*timed out.*--engine local"
+    ) as caught:
+        run(tmp_path / "ray", write_inputs(tmp_path / "in", 1), workers=1, engine="ray")
+    assert "\n" not in str(caught.value)
 
 
 @pytest.fixture(scope="module")
@@ -44,9 +79,3 @@ def test_what_fails_on_a_ray_worker_is_the_same_one_line(cluster: None, tmp_path
     with pytest.raises(FlamingoError) as there:
         run(tmp_path / "b", bad, workers=2, engine="ray")
     assert str(there.value) == str(here.value)
-
-
-def test_a_cluster_that_was_started_for_the_conversion_is_stopped_behind_it(tmp_path: Path) -> None:
-    ray.shutdown()
-    run(tmp_path / "ray", write_inputs(tmp_path / "in", 1), workers=1, engine="ray")
-    assert not ray.is_initialized()
