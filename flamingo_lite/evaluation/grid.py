@@ -14,7 +14,15 @@ from flamingo_lite.evaluation.conditions import CONDITIONS, Episode, blanked
 from flamingo_lite.evaluation.demonstrations import Example, episode_generator
 from flamingo_lite.evaluation.ranking import NEEDS_CONTENT_FREE
 from flamingo_lite.evaluation.rendering import RENDERINGS, rendered_answer
-from flamingo_lite.evaluation.selection import ORDERS, SELECTORS, Selection, Wanted, select
+from flamingo_lite.evaluation.selection import (
+    BY_SIMILARITY,
+    ORDERS,
+    SELECTORS,
+    Selection,
+    Wanted,
+    is_drawn,
+    select,
+)
 from flamingo_lite.evaluation.tasks import TASKS, items_of
 from flamingo_lite.evaluation.tasks.task import (
     Style,
@@ -44,6 +52,8 @@ class EvaluationConfig:
     `files`: what tasks from files read, by task (eval.files.TASK.NAME=PATH). `selector`, `order`: how demonstrations
     are chosen and arranged; `zero_shot`: what a prompt without demonstrations begins with. `rendering`: how this model
     is shown a prompt. `queries`: per split, or all where there are fewer. `max_new_tokens`: in place of each style's own.
+    `image_encoder`, `text_encoder`: what a selector by similarity compares by, as `models.similarity.load_encoder` takes
+    them; without an image encoder it is the model's own.
 
     None of these changes an answer: `batch_size`; `features`, a folder in which what the vision encoder gives of each
     image is kept; `media_bytes`, about what encoded images may take in memory.
@@ -63,6 +73,8 @@ class EvaluationConfig:
     control_shots: list[int] = field(default_factory=lambda: [8])
     selector: str = "random"
     order: str = "own"
+    image_encoder: str | None = None
+    text_encoder: str = "tiny"
     zero_shot: str = "plain"
     rendering: str = "interleaved"
     queries: int = 200
@@ -79,7 +91,7 @@ class EvaluationConfig:
             check_choice("condition", condition, CONDITIONS)
         for name in (*self.tasks, *self.files):
             check_choice("task", name, TASKS)
-        check_choice("selector", self.selector, SELECTORS)
+        check_choice("selector", self.selector, (*SELECTORS, *BY_SIMILARITY))
         check_choice("order", self.order, ORDERS)
         check_choice("zero_shot", self.zero_shot, ZERO_SHOT)
         check_choice("rendering", self.rendering, RENDERINGS)
@@ -205,9 +217,11 @@ def settings(config: EvaluationConfig) -> list[Setting]:
 
 
 def seeds_of(setting: Setting, config: EvaluationConfig) -> list[int]:
-    """Without demonstrations there is nothing that a seed draws, except the other query's image."""
+    """Without demonstrations there is nothing that a seed draws, except the other query's image; nor with those that
+    are chosen by similarity, unless their order or answers are drawn."""
     has_text_only = setting.shots == 0 and setting.zero_shot == "text_only"
-    drawn = setting.shots > 0 or setting.condition == "mismatched_images" or has_text_only
+    has_draws = is_drawn(setting.selector, setting.order) or setting.condition == "shuffled_labels"
+    drawn = (setting.shots > 0 or has_text_only) and has_draws or setting.condition == "mismatched_images"
     return list(config.seeds) if drawn else list(config.seeds[:1])
 
 

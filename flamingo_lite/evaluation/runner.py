@@ -38,7 +38,7 @@ from flamingo_lite.evaluation.results import (
     write_samples,
 )
 from flamingo_lite.evaluation.scoring import cell_of, in_order, score_cell
-from flamingo_lite.evaluation.selection import SELECTORS, Selection
+from flamingo_lite.evaluation.selection import BY_SIMILARITY, SELECTORS, Selection
 
 T = TypeVar("T")
 
@@ -50,6 +50,8 @@ BATCHES_AT_ONCE = 4
 
 CHANGES_NOTHING = ("batch_size", "features", "media_bytes")
 """What of the configuration changes no answer."""
+COMPARES = {"image": "image_encoder", "text": "text_encoder"}
+"""What says which encoder compares images, or texts."""
 
 
 class Ranks(Protocol):
@@ -144,7 +146,10 @@ def evaluate_all(
 
 def identity_of(subjects: Sequence[Subject], config: EvaluationConfig) -> dict[str, Any]:
     """What changes the answers, as plain JSON."""
-    chosen = {name: value for name, value in asdict(config).items() if name not in CHANGES_NOTHING}
+    compared, _ = BY_SIMILARITY.get(config.selector, ((), ""))
+    idle = {name for kind, name in COMPARES.items() if kind not in compared}
+    left_out = idle.union(CHANGES_NOTHING)
+    chosen = {name: value for name, value in asdict(config).items() if name not in left_out}
     models = {subject.name: subject.checkpoint_sha for subject in subjects}
     return {"version": flamingo_lite.__version__, "eval": chosen, "models": models}
 
