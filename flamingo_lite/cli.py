@@ -15,6 +15,7 @@ import flamingo_lite
 from flamingo_lite.commands import (
     chat,
     compare,
+    contamination,
     dashboard,
     data_check,
     data_convert,
@@ -50,6 +51,7 @@ COMMANDS: dict[str, ModuleType] = {
     "train": train,
     "eval": evaluate,
     "eval judge": judge,
+    "eval contamination": contamination,
     "chat": chat,
     "compare": compare,
     "report": report,

@@ -63,8 +63,11 @@ def is_output_chosen(arguments: argparse.Namespace) -> bool:
 
 def conclude(results: "Mapping[str, Any]", config: "Config", console: "Console") -> None:
     """The table, what has to be said of it, and where the rest is."""
+    from flamingo_lite.evaluation.exclusion import exclusion_lines
     from flamingo_lite.evaluation.results import RESULTS, failure_warning
 
+    for line in exclusion_lines(results):
+        console.print(line, highlight=False, markup=False, soft_wrap=True)
     if warning := failure_warning(results):
         console.print(f"[bold red]{warning}[/bold red]", highlight=False, soft_wrap=True)
     console.print(accuracy_table(results))

@@ -12,6 +12,7 @@ from flamingo_lite.document import Document, Text
 from flamingo_lite.errors import FlamingoError
 from flamingo_lite.evaluation.conditions import CONDITIONS, Episode, blanked
 from flamingo_lite.evaluation.demonstrations import Example, episode_generator
+from flamingo_lite.evaluation.exclusion import excluded
 from flamingo_lite.evaluation.ranking import NEEDS_CONTENT_FREE
 from flamingo_lite.evaluation.rendering import RENDERINGS, rendered_answer
 from flamingo_lite.evaluation.selection import (
@@ -53,7 +54,8 @@ class EvaluationConfig:
     are chosen and arranged; `zero_shot`: what a prompt without demonstrations begins with. `rendering`: how this model
     is shown a prompt. `queries`: per split, or all where there are fewer. `max_new_tokens`: in place of each style's own.
     `image_encoder`, `text_encoder`: what a selector by similarity compares by, as `models.similarity.load_encoder` takes
-    them; without an image encoder it is the model's own.
+    them; without an image encoder it is the model's own. `exclude`: the file of `flamingo-lite eval contamination`, whose
+    examples are neither asked nor shown.
 
     None of these changes an answer: `batch_size`; `features`, a folder in which what the vision encoder gives of each
     image is kept; `media_bytes`, about what encoded images may take in memory.
@@ -75,6 +77,7 @@ class EvaluationConfig:
     order: str = "own"
     image_encoder: str | None = None
     text_encoder: str = "tiny"
+    exclude: str | None = None
     zero_shot: str = "plain"
     rendering: str = "interleaved"
     queries: int = 200
@@ -108,6 +111,7 @@ class EvaluationConfig:
             if len(set(values)) < len(values):
                 raise FlamingoError(f"{name} names a value twice: {list(values)}; name each once")
         parse_bytes(self.media_bytes, "eval.media_bytes")
+        excluded(self.exclude)
         if min((*self.shots, *self.control_shots)) < 0:
             raise FlamingoError(f"shots are {self.shots} and {self.control_shots}; expected 0 or more")
         self._check_choices("split", "splits", (*self.splits, *self.control_splits))
@@ -230,14 +234,43 @@ def prompts(
 ) -> Iterator[Prompt]:
     """Errors: as `build_prompt`."""
     for seed in seeds_of(setting, config):
-        for query_id in range(query_count(setting, config)):
+        for query_id in query_ids(setting, config):
             yield asked(setting, query_id, seed, config, selectors)
 
 
 def query_count(setting: Setting, config: EvaluationConfig) -> int:
-    """How many queries of the setting's split are asked."""
+    """How many queries of the setting's split are asked, those among them that are left out."""
     count = items_of(setting.task, config.files).count(setting.split)
     return config.queries if count is None else min(config.queries, count)
+
+
+def query_ids(setting: Setting, config: EvaluationConfig) -> Sequence[int]:
+    """Which queries of the setting's split are asked. Errors: `FlamingoError` where all are left out."""
+    every = range(query_count(setting, config))
+    out = excluded(config.exclude).get((setting.task, setting.split, "query"))
+    if not out:
+        return every
+    items = items_of(setting.task, config.files)
+    left = [number for number in every if items.query(setting.split, number).id not in out]
+    if not left:
+        raise FlamingoError(
+            f"{setting.task}, split {setting.split}: {config.exclude} leaves out every query; ask for more queries, or "
+            "leave out the task"
+        )
+    return left
+
+
+def left_out(config: EvaluationConfig) -> list[dict[str, Any]]:
+    """Of each task and split, how many queries and demonstrations `exclude` leaves out, where it leaves out any."""
+    found = []
+    for task, split in {(setting.task, setting.split): None for setting in settings(config)}:
+        setting = Setting(task, split, "", "standard", 0)
+        count = query_count(setting, config)
+        queries = count - len(query_ids(setting, config))
+        support = len(excluded(config.exclude).get((task, split, "support"), ()))
+        if queries or support:
+            found.append({"task": task, "split": split, "queries": queries, "of": count, "support": support})
+    return found
 
 
 def asked(
@@ -248,7 +281,8 @@ def asked(
     selectors: Mapping[str, Selection] = SELECTORS,
 ) -> Prompt:
     """One of the `prompts`. Errors: as `build_prompt`."""
-    prompt = build_prompt(setting, query_id, seed, config.files, selectors)
+    out = excluded(config.exclude).get((setting.task, setting.split, "support"), frozenset())
+    prompt = build_prompt(setting, query_id, seed, config.files, selectors, out)
     longest = config.max_new_tokens
     return prompt if longest is None else replace(prompt, max_new_tokens=longest)
 
@@ -259,8 +293,10 @@ def build_prompt(
     seed: int,
     files: Files | None = None,
     selectors: Mapping[str, Selection] = SELECTORS,
+    excluded: frozenset[str] = frozenset(),
 ) -> Prompt:
-    """Errors: `FlamingoError` for an unknown name and for a support smaller than the shots."""
+    """`excluded`: ids that no demonstration has. Errors: `FlamingoError` for an unknown name and for a support smaller
+    than the shots."""
     _check_names(setting)
     task, condition = TASKS[setting.task], CONDITIONS[setting.condition]
     items, style = items_of(setting.task, files), task.styles[setting.style]
@@ -274,6 +310,7 @@ def build_prompt(
         TEXT_ONLY_EXAMPLES if is_text_only else setting.shots,
         query,
         items.support(setting.split, query_id),
+        excluded,
     )
     episode = Episode(
         demonstrations=select(wanted, setting.selector, setting.order, selectors),

@@ -5,6 +5,9 @@ Shape letters: m images, s texts, t text positions, p patches, d width.
 
 from __future__ import annotations
 
+import hashlib
+import json
+import pickle
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -81,8 +84,6 @@ def _unit(features: Tensor) -> Tensor:
 
 
 def _key(module: nn.Module, *rest: object) -> str:
-    import hashlib
-
     module.requires_grad_(False)
     return hashlib.sha256(repr((sorted(frozen_sha256(module).items()), rest)).encode()).hexdigest()[:32]
 
@@ -95,12 +96,15 @@ def _open_clip(
     architecture, _, tag = name.partition(":")
     if directory is None and architecture not in open_clip.list_models():
         raise unknown("open_clip model", architecture, open_clip.list_models())
+    if directory is None and not tag:
+        tags = ", ".join(open_clip.list_pretrained_tags_by_model(architecture)) or "none"
+        raise FlamingoError(f"{name!r} names no weights; choose a tag behind the colon ({tags}), or a file")
     source = architecture if directory is None else f"local-dir:{directory}"
     try:
         model = cast(Any, open_clip.create_model(source, pretrained=tag or None))
         transform = ImageTransform.from_open_clip(dict(open_clip.get_model_preprocess_cfg(model)))
         tokenize = _tiny_ids if name == "tiny" else open_clip.get_tokenizer(source)
-    except (*LOADING_ERRORS, AssertionError, AttributeError) as error:
+    except (*LOADING_ERRORS, AssertionError, AttributeError, pickle.UnpicklingError) as error:
         raise FlamingoError(_cannot_load(name, error)) from error
     model = model.eval().requires_grad_(False).to(device)
     if kind == "image":
@@ -108,7 +112,6 @@ def _open_clip(
         return SimilarityEncoder(
             key, _of_images(transform, lambda pixels: model.encode_image(pixels.to(device)))
         )
-    # Texts of no more than what the tokenizer holds: the rest is cut.
     return SimilarityEncoder(
         _key(model, kind, name), _of_texts(lambda texts: model.encode_text(tokenize(texts).to(device)))
     )
@@ -143,7 +146,9 @@ def _transformers(name: str, kind: Kind, device: torch.device | str) -> Similari
         raise FlamingoError(_cannot_load(name, error)) from error
     model = model.eval().requires_grad_(False).to(device)
     if tokenizer is not None:
-        key = _key(model, kind, tokenizer.backend_tokenizer.to_str(), _takes_first(name))
+        backend = getattr(tokenizer, "backend_tokenizer", None)
+        words = sorted(tokenizer.get_vocab().items()) if backend is None else backend.to_str()
+        key = _key(model, kind, words, _takes_first(name))
         return SimilarityEncoder(key, _of_texts(lambda texts: _text_features(model, tokenizer, texts, name)))
     transform = ImageTransform.from_open_clip(vision_tower(VisionConfig(name=name)).preprocess)
     return SimilarityEncoder(
@@ -181,8 +186,6 @@ def _text_features(model: Any, tokenizer: Any, texts: list[str], name: str) -> T
 
 
 def _takes_first(name: str) -> bool:
-    import json
-
     path = Path(name) / POOLING
     return path.is_file() and bool(json.loads(path.read_text()).get("pooling_mode_cls_token"))
 

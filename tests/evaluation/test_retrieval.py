@@ -294,6 +294,7 @@ def test_a_models_own_encoder_is_pooled(model: Any, processor: Any, image_of: An
     ("name", "message"),
     [
         ("ViT-B-33:openai", "did you mean"),
+        ("ViT-B-32:", "names no weights; choose a tag"),
         ("./nowhere", "no directory"),
         ("empty", "cannot load '.*empty' to compare examples by: .*; expected 'tiny'"),
     ],
