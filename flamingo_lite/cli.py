@@ -175,7 +175,8 @@ def overview() -> str:
         "usage: flamingo-lite COMMAND [options] [KEY=VALUE ...]",
         "",
     ]
-    lines += [f"  {name:<14}{module.SUMMARY}" for name, module in COMMANDS.items()]
+    width = max(map(len, COMMANDS)) + 2
+    lines += [f"  {name:<{width}}{module.SUMMARY}" for name, module in COMMANDS.items()]
     lines += [
         "",
         "flamingo-lite COMMAND --help says more of one of them; --version says which version this is.",

@@ -2,9 +2,12 @@
 
 checkpoint= names a model's directory (by default flamingo/ in output=), models={a: DIR, b: DIR} several; results.json
 and samples.jsonl go into output= (by default the folder that holds the checkpoint). eval.* says what is asked and how
-often. trainer.devices=N, torchrun and srun share the work among processes. An evaluation that was interrupted goes on
-when the same command is given again; a finished one is not done twice; resume=never starts over. eval.features=DIR keeps
-what the vision encoder gives of each image. Nothing of that changes a byte of samples.jsonl: docs/evaluation.md."""
+often; eval.selector=rices_image chooses demonstrations that resemble the query, eval.exclude=FILE leaves out what
+`flamingo-lite eval contamination` has met in training.
+
+trainer.devices=N, torchrun and srun share the work among processes. An evaluation that was interrupted goes on when the
+same command is given again; a finished one is not done twice; resume=never starts over. eval.features=DIR keeps what the
+vision encoder gives of each image. Nothing of that changes a byte of samples.jsonl: docs/evaluation.md."""
 
 import argparse
 import time
@@ -119,6 +122,7 @@ def _evaluate(config: "Config", ranks: "Ranks", console: "Console") -> "Mapping[
     from rich.console import Console
 
     from flamingo_lite.data.make import available_cores
+    from flamingo_lite.evaluation.grid import seeds_of, settings
     from flamingo_lite.evaluation.power import resolution
     from flamingo_lite.evaluation.runner import evaluate_all
     from flamingo_lite.evaluation.selection import BY_SIMILARITY
@@ -130,7 +134,9 @@ def _evaluate(config: "Config", ranks: "Ranks", console: "Console") -> "Mapping[
     is_shared = config.eval.selector in BY_SIMILARITY and config.eval.image_encoder is None
     load = lru_cache(maxsize=1)(load_on_device) if is_shared else load_on_device
     subjects = subjects_of(config, ranks.number, load)
-    console.print(resolution(config.eval.queries, config.eval.seeds), highlight=False, soft_wrap=True)
+    standard = (setting for setting in settings(config.eval) if setting.condition == "standard")
+    seeds = max((seeds_of(setting, config.eval) for setting in standard), key=len, default=config.eval.seeds)
+    console.print(resolution(config.eval.queries, seeds), highlight=False, soft_wrap=True)
     with ProgressDisplay("evaluating", 0, console) as display:
         return evaluate_all(
             subjects,

@@ -94,6 +94,7 @@ def test_texts_of_a_task_from_files_are_looked_for(tmp_path: Path) -> None:
     assert (found["role"], found["id"]) == ("query", "2") and list(found["why"]) == ["text"]
 
 
+@pytest.mark.slow
 def test_two_processes_find_the_same(shards: Path) -> None:
     named, sets = examples_of(asked()), [Shards(shards)]
     found = []

@@ -349,6 +349,27 @@ def test_a_report_draws_a_prompt_again_without_the_encoder(solve: Generate, tmp_
     assert all(redrawn(sample, None) is not None for sample in samples)
 
 
+def test_an_interrupted_evaluation_goes_on_to_the_same_bytes(solve: Generate, tmp_path: Path) -> None:
+    def run(name: str, generate: Generate) -> bytes:
+        chosen = asked(batch_size=1)
+        subjects = [Subject("rule", lambda: (generate, None), "0" * 64)]
+        evaluate_all(subjects, chosen, tmp_path / name, resume=True, selectors=tiny_selectors())
+        return (tmp_path / name / "samples.jsonl").read_bytes()
+
+    calls = 0
+
+    def interrupted(documents: Any, max_new_tokens: int) -> Any:
+        nonlocal calls
+        calls += 1
+        if calls == 3:
+            raise KeyboardInterrupt
+        return solve(documents, max_new_tokens)
+
+    with pytest.raises(KeyboardInterrupt):
+        run("interrupted", interrupted)
+    assert run("interrupted", solve) == run("whole", solve)
+
+
 @pytest.fixture(scope="module")
 def checkpoint(
     model_config: dict[str, Any], set_gates: Any, tmp_path_factory: pytest.TempPathFactory
