@@ -35,6 +35,8 @@ from evaluation_sides import (
     vqa_segments,
     write_tokenizer,
 )
+from retrieval import TITLE
+from sections import section
 from training import machine
 
 from flamingo_lite.config import load_config
@@ -268,7 +270,9 @@ def main() -> None:
     found = results(options)
     text = markdown(found, options)
     (options.output / "evaluation.json").write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
-    (options.output / "evaluation.md").write_text(text.replace("\n\n\n", "\n\n"), encoding="utf-8")
+    page = options.output / "evaluation.md"
+    kept = section(page, TITLE)
+    page.write_text(text.replace("\n\n\n", "\n\n") + (f"\n{kept}" if kept else ""), encoding="utf-8")
     print(text)
 
 

@@ -15,6 +15,7 @@ import flamingo_lite
 from flamingo_lite.commands import (
     chat,
     compare,
+    contamination,
     dashboard,
     data_check,
     data_convert,
@@ -50,6 +51,7 @@ COMMANDS: dict[str, ModuleType] = {
     "train": train,
     "eval": evaluate,
     "eval judge": judge,
+    "eval contamination": contamination,
     "chat": chat,
     "compare": compare,
     "report": report,
@@ -173,7 +175,8 @@ def overview() -> str:
         "usage: flamingo-lite COMMAND [options] [KEY=VALUE ...]",
         "",
     ]
-    lines += [f"  {name:<14}{module.SUMMARY}" for name, module in COMMANDS.items()]
+    width = max(map(len, COMMANDS)) + 2
+    lines += [f"  {name:<{width}}{module.SUMMARY}" for name, module in COMMANDS.items()]
     lines += [
         "",
         "flamingo-lite COMMAND --help says more of one of them; --version says which version this is.",

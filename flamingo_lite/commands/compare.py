@@ -373,13 +373,16 @@ def _cost(
 
 
 def cost_prompts(base: "Config") -> "list[Document]":
-    """A few prompts of the evaluation, of the most shots."""
+    """A few prompts of the evaluation, of the most shots; by similarity or not, they take as long."""
     from flamingo_lite.evaluation.grid import build_prompt, settings
+    from flamingo_lite.evaluation.selection import BY_SIMILARITY
 
     longest = max(
         (setting for setting in settings(base.eval) if setting.condition == "standard"),
         key=lambda setting: setting.shots,
     )
+    if longest.selector in BY_SIMILARITY:
+        longest = dataclasses.replace(longest, selector="random", order="own")
     number = min(COST_PROMPTS, base.eval.queries)
     return [
         build_prompt(longest, query_id, base.eval.seeds[0], base.eval.files).document

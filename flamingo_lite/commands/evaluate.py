@@ -2,16 +2,21 @@
 
 checkpoint= names a model's directory (by default flamingo/ in output=), models={a: DIR, b: DIR} several; results.json
 and samples.jsonl go into output= (by default the folder that holds the checkpoint). eval.* says what is asked and how
-often. trainer.devices=N, torchrun and srun share the work among processes. An evaluation that was interrupted goes on
-when the same command is given again; a finished one is not done twice; resume=never starts over. eval.features=DIR keeps
-what the vision encoder gives of each image. Nothing of that changes a byte of samples.jsonl: docs/evaluation.md."""
+often; eval.selector=rices_image chooses demonstrations that resemble the query, eval.exclude=FILE leaves out what
+`flamingo-lite eval contamination` has met in training.
+
+trainer.devices=N, torchrun and srun share the work among processes. An evaluation that was interrupted goes on when the
+same command is given again; a finished one is not done twice; resume=never starts over. eval.features=DIR keeps what the
+vision encoder gives of each image. Nothing of that changes a byte of samples.jsonl: docs/evaluation.md."""
 
 import argparse
 import time
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from flamingo_lite.commands.common import add_config_arguments, add_multirun_argument, configs
+from flamingo_lite.errors import FlamingoError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -23,7 +28,13 @@ if TYPE_CHECKING:
     from flamingo_lite.evaluation.answers import Generate
     from flamingo_lite.evaluation.ranking import Rank
     from flamingo_lite.evaluation.runner import Progress, Subject
+    from flamingo_lite.evaluation.selection import Selection
+    from flamingo_lite.models.model import VisionLanguageModel
+    from flamingo_lite.models.similarity import SimilarityEncoder
+    from flamingo_lite.processing import VisionLanguageProcessor
     from flamingo_lite.training.ranks import Ranks
+
+    Load = Callable[[Path, str], tuple[VisionLanguageModel, VisionLanguageProcessor]]
 
 SUMMARY = "few-shot evaluation of trained models"
 USAGE = "KEY=VALUE"
@@ -55,8 +66,11 @@ def is_output_chosen(arguments: argparse.Namespace) -> bool:
 
 def conclude(results: "Mapping[str, Any]", config: "Config", console: "Console") -> None:
     """The table, what has to be said of it, and where the rest is."""
+    from flamingo_lite.evaluation.exclusion import exclusion_lines
     from flamingo_lite.evaluation.results import RESULTS, failure_warning
 
+    for line in exclusion_lines(results):
+        console.print(line, highlight=False, markup=False, soft_wrap=True)
     if warning := failure_warning(results):
         console.print(f"[bold red]{warning}[/bold red]", highlight=False, soft_wrap=True)
     console.print(accuracy_table(results))
@@ -108,14 +122,21 @@ def _evaluate(config: "Config", ranks: "Ranks", console: "Console") -> "Mapping[
     from rich.console import Console
 
     from flamingo_lite.data.make import available_cores
+    from flamingo_lite.evaluation.grid import seeds_of, settings
     from flamingo_lite.evaluation.power import resolution
     from flamingo_lite.evaluation.runner import evaluate_all
+    from flamingo_lite.evaluation.selection import BY_SIMILARITY
     from flamingo_lite.training.display import ProgressDisplay
 
     torch.set_num_threads(config.trainer.threads or max(1, available_cores() // ranks.devices))
     console = console if ranks.is_first else Console(quiet=True)
-    subjects = subjects_of(config, ranks.number)
-    console.print(resolution(config.eval.queries, config.eval.seeds), highlight=False, soft_wrap=True)
+    # A model whose own encoder chooses the demonstrations, which is the only one then, is loaded once for both.
+    is_shared = config.eval.selector in BY_SIMILARITY and config.eval.image_encoder is None
+    load = lru_cache(maxsize=1)(load_on_device) if is_shared else load_on_device
+    subjects = subjects_of(config, ranks.number, load)
+    standard = (setting for setting in settings(config.eval) if setting.condition == "standard")
+    seeds = max((seeds_of(setting, config.eval) for setting in standard), key=len, default=config.eval.seeds)
+    console.print(resolution(config.eval.queries, seeds), highlight=False, soft_wrap=True)
     with ProgressDisplay("evaluating", 0, console) as display:
         return evaluate_all(
             subjects,
@@ -123,6 +144,7 @@ def _evaluate(config: "Config", ranks: "Ranks", console: "Console") -> "Mapping[
             config.output,
             ranks=ranks,
             resume=config.resume == "auto",
+            selectors=selectors_of(config, ranks, display, load),
             progress=shown_on(display),
         )
 
@@ -144,45 +166,108 @@ def shown_on(display: "Any") -> "Progress":
     return progress
 
 
-def subjects_of(config: "Config", processes: int) -> "list[Subject]":
-    """The models to evaluate. Errors: `FlamingoError` for a directory that holds none."""
-    from flamingo_lite.checkpoints.io import load_processor
-    from flamingo_lite.evaluation.runner import Subject
+def load_on_device(path: Path, accelerator: str) -> "tuple[VisionLanguageModel, VisionLanguageProcessor]":
+    import torch
+
+    from flamingo_lite.checkpoints.io import load
+    from flamingo_lite.training.settings import torch_device
+
+    model, processor = load(path)
+    torch.nn.Module.to(model, torch_device(accelerator))
+    return model, processor
+
+
+def selectors_of(config: "Config", ranks: "Ranks", display: "Any", load: "Load") -> "Mapping[str, Selection]":
+    """The ways of choosing demonstrations; those by similarity with the encoders that `config.eval` names."""
+    from functools import partial
+
+    from flamingo_lite.data.features import FeatureCache
+    from flamingo_lite.data.stores import parse_bytes
+    from flamingo_lite.evaluation.retrieval import Retrieval
+    from flamingo_lite.evaluation.selection import BY_SIMILARITY, SELECTORS
+    from flamingo_lite.models.similarity import load_encoder, own_encoder
+    from flamingo_lite.training.settings import torch_device
+
+    if config.eval.selector not in BY_SIMILARITY:
+        return SELECTORS
+    device = torch_device(config.trainer.accelerator)
+    named, cache = config.eval.image_encoder, None
+    if config.eval.features is not None:
+        limit = parse_bytes(config.data.features.bytes, "data.features.bytes")
+        cache = partial(FeatureCache, Path(config.eval.features) / "similarity", limit=limit)
+
+    def image_encoder() -> "SimilarityEncoder":
+        if named is not None:
+            return load_encoder(named, "image", device)
+        (path,) = models_of(config).values()
+        model, processor = load(path, config.trainer.accelerator)
+        return own_encoder(model, processor, key_of_features(model, processor))
+
+    def say(what: str, done: int, total: int) -> None:
+        display.update(display.done, f"{what}: {done:,} of {total:,}")
+
+    encoders = {
+        "image": image_encoder,
+        "text": lambda: load_encoder(config.eval.text_encoder, "text", device),
+    }
+    found = Retrieval(encoders, cache, rank=ranks.rank, number=ranks.number, say=say)
+    return {**SELECTORS, **found.selectors()}
+
+
+def models_of(config: "Config") -> dict[str, Path]:
+    """The directories of the models to evaluate, by name."""
     from flamingo_lite.training.settings import MODEL
 
     directory = Path(config.checkpoint or Path(config.output) / MODEL)
-    chosen = {name: Path(path) for name, path in config.models.items()} or {directory.name: directory}
+    return {name: Path(path) for name, path in config.models.items()} or {directory.name: directory}
+
+
+def subjects_of(config: "Config", processes: int, load: "Load" = load_on_device) -> "list[Subject]":
+    """The models to evaluate. Errors: `FlamingoError` for a directory that holds none, and for several models, each of
+    which would choose demonstrations of its own."""
+    from flamingo_lite.checkpoints.io import load_processor
+    from flamingo_lite.evaluation.runner import Subject
+    from flamingo_lite.evaluation.selection import BY_SIMILARITY
+
+    chosen = models_of(config)
+    compared, _ = BY_SIMILARITY.get(config.eval.selector, ((), ""))
+    if len(chosen) > 1 and "image" in compared and config.eval.image_encoder is None:
+        raise FlamingoError(
+            f"{len(chosen)} models would each choose demonstrations by an encoder of their own; name one for all with "
+            "eval.image_encoder (tiny, an open_clip model with its weights, a directory)"
+        )
     subjects = []
     for name, path in chosen.items():
         load_processor(path)  # what is wrong with a directory is said before anything is asked
-        subjects.append(Subject(name, loader(path, config, processes), weights_sha256(path)))
+        subjects.append(Subject(name, loader(path, config, processes, load), weights_sha256(path)))
     return subjects
 
 
-def loader(path: Path, config: "Config", processes: int) -> "Callable[[], tuple[Generate, Rank | None]]":
+def key_of_features(model: "VisionLanguageModel", processor: "VisionLanguageProcessor") -> str:
+    """The name of what the vision encoder gives, the one under which training in one type keeps it."""
+    import torch
+
+    from flamingo_lite.training.features import features_key
+
+    precision = {torch.float32: "32-true", torch.bfloat16: "bf16-true"}.get(model.dtype, str(model.dtype))
+    return features_key(model, processor, precision, draft=False)
+
+
+def loader(
+    path: Path, config: "Config", processes: int, load: "Load"
+) -> "Callable[[], tuple[Generate, Rank | None]]":
     """Loads a model on its device, when called."""
 
     def load_answers() -> "tuple[Generate, Rank | None]":
-        import torch
-
-        from flamingo_lite.checkpoints.io import load
         from flamingo_lite.data.features import FeatureCache
         from flamingo_lite.data.stores import parse_bytes
         from flamingo_lite.evaluation.answering import ModelAnswers
-        from flamingo_lite.training.features import features_key
-        from flamingo_lite.training.settings import torch_device
 
-        model, processor = load(path)
-        torch.nn.Module.to(model, torch_device(config.trainer.accelerator))
+        model, processor = load(path, config.trainer.accelerator)
         features = None
         if config.eval.features is not None:
-            # Under the name that training in one type gives them, so that the two share them.
-            precision = {torch.float32: "32-true", torch.bfloat16: "bf16-true"}.get(
-                model.dtype, str(model.dtype)
-            )
-            key = features_key(model, processor, precision, draft=False)
             limit = parse_bytes(config.data.features.bytes, "data.features.bytes")
-            features = FeatureCache(config.eval.features, key, limit)
+            features = FeatureCache(config.eval.features, key_of_features(model, processor), limit)
         media_bytes = parse_bytes(config.eval.media_bytes, "eval.media_bytes") // processes
         answers = ModelAnswers(model, processor, config.eval.batch_size, media_bytes, features)
         return answers.generate, answers.rank

@@ -35,14 +35,18 @@ class DenyList:
             return f"an exact copy of a denied image ({digest[:12]})"
         if not len(self.perceptual):
             return None
-        differing = (self.perceptual ^ np.uint64(perceptual_hash(pixels))).view(np.uint8).reshape(-1, 8)
-        least = int(_BITS[differing].sum(1).min())
+        least = int(bits_apart(self.perceptual, perceptual_hash(pixels)).min())
         return f"{least} bits from a denied image" if least <= distance else None
 
 
 def perceptual_hash(pixels: "PIL.Image.Image") -> int:
     """imagehash.phash as an integer of 64 bits."""
     return int(str(imagehash.phash(pixels)), 16)
+
+
+def bits_apart(hashes: np.ndarray, value: int) -> np.ndarray:
+    """In how many bits each of `hashes` (uint64) differs from `value`."""
+    return _BITS[(hashes ^ np.uint64(value)).view(np.uint8).reshape(-1, 8)].sum(1)
 
 
 def deny_line(data: bytes, name: str) -> str:

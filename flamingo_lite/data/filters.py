@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from flamingo_lite.data.deny import DenyList
-from flamingo_lite.data.limits import Limits
+from flamingo_lite.data.limits import DENY_DISTANCE, Limits
 from flamingo_lite.data.strict_json import is_encodable
 from flamingo_lite.document import END_OF_CHUNK, IMAGE_TOKEN, Document, Image, Text, decode_image
 from flamingo_lite.errors import FlamingoError, SampleError
@@ -42,7 +42,9 @@ class Filters:
         1.0, "the share of documents with a single image that stay, by a hash of their key"
     )
     deny: str | None = option(None, "a list of images to keep out, made by flamingo-lite data deny")
-    deny_distance: int = option(4, "bits of 64 in which the perceptual hash of a denied image may differ")
+    deny_distance: int = option(
+        DENY_DISTANCE, "bits of 64 in which the perceptual hash of a denied image may differ"
+    )
 
     def __post_init__(self) -> None:
         for name in ("min_bytes", "min_side", "max_side", "min_text", "max_text", "min_images", "max_images"):

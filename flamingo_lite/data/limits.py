@@ -7,6 +7,9 @@ from flamingo_lite.errors import FlamingoError
 
 MIB = 2**20
 
+DENY_DISTANCE = 4
+"""In how many of 64 bits the perceptual hashes of two images may differ that count as one."""
+
 
 @dataclass(frozen=True)
 class Limits:

@@ -11,6 +11,7 @@ from flamingo_lite.errors import FlamingoError
 from flamingo_lite.evaluation import comparison_plots, tables
 from flamingo_lite.evaluation.comparison import Comparison
 from flamingo_lite.evaluation.conditions import CONDITIONS
+from flamingo_lite.evaluation.exclusion import exclusion_lines
 from flamingo_lite.evaluation.findings import Finding
 from flamingo_lite.evaluation.pages import page_environment, saved
 from flamingo_lite.evaluation.power import resolution
@@ -58,7 +59,7 @@ def write_comparison(
         .render(
             title=title or " and ".join(system.name for system in systems),
             about=[*about, power_line(systems[0].samples)],
-            failures=failures(systems),
+            failures=headlines(systems),
             systems=systems,
             colours={s.name: comparison_plots.colour_of(systems, s.name) for s in systems},
             findings=comparison_findings(pairs),
@@ -172,9 +173,11 @@ def _files(results: Mapping[str, Any]) -> Mapping[str, Mapping[str, str]] | None
     return (results.get("config") or {}).get("files") or None
 
 
-def failures(systems: Sequence[System]) -> list[str]:
-    """A line for each system of which more than 1% of the generations failed."""
-    lines = []
+def headlines(systems: Sequence[System]) -> list[str]:
+    """What was left out, and a line for each system of which more than 1% of the generations failed."""
+    lines = list(
+        dict.fromkeys(line for s in systems for found in s.results for line in exclusion_lines(found))
+    )
     for system in systems:
         failed = sum(sample["status"] == "failed" for sample in system.samples)
         if failed > 0.01 * len(system.samples):

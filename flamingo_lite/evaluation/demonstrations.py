@@ -5,7 +5,7 @@ systems, or two conditions of one, are compared on identical demonstrations.
 """
 
 import random
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -86,12 +86,13 @@ class Exclusion:
     """What may still be shown: nothing of the query, and no example or picture twice.
 
     An example shares nothing with the query: neither its id nor the hash of any image. Two demonstrations may
-    share one of several images (a digit of an expression), but not all of them.
+    share one of several images (a digit of an expression), but not all of them. `excluded`: ids that are not shown
+    to anybody.
     """
 
-    def __init__(self, query: Example) -> None:
+    def __init__(self, query: Example, excluded: Collection[str] = ()) -> None:
         self._query_images = {image.id for image in query.images}
-        self._ids = {query.id}
+        self._ids = {query.id, *excluded}
         self._shown: set[tuple[str, ...]] = set()
 
     def admits(self, example: Example) -> bool:
@@ -105,13 +106,16 @@ class Exclusion:
         return True
 
 
-def draw_demonstrations(drawn: Iterator[Example], shots: int, query: Example) -> tuple[Example, ...]:
-    """The first `shots` of `drawn` that may be shown: none twice and none that shares an image with `query`.
+def draw_demonstrations(
+    drawn: Iterator[Example], shots: int, query: Example, excluded: Collection[str] = ()
+) -> tuple[Example, ...]:
+    """The first `shots` of `drawn` that may be shown: none twice, none that shares an image with `query`, and none of
+    the ids that are `excluded`.
 
     What follows the k-th demonstration cannot change the first k, so smaller sets are prefixes of larger ones. Errors:
     `FlamingoError` when the support has too few distinct examples.
     """
-    exclusion = Exclusion(query)
+    exclusion = Exclusion(query, excluded)
     demonstrations: list[Example] = []
     rejections = 0
     while len(demonstrations) < shots:

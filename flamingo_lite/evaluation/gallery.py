@@ -5,7 +5,7 @@ is shown is what the model was given.
 """
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from flamingo_lite.data.pages import data_uri
@@ -13,6 +13,7 @@ from flamingo_lite.document import Document, Image, Text, image_format
 from flamingo_lite.errors import FlamingoError
 from flamingo_lite.evaluation.grid import Files, build_prompt, setting_of
 from flamingo_lite.evaluation.results import prompt_sha
+from flamingo_lite.evaluation.selection import BY_SIMILARITY, SELECTORS, recorded
 from flamingo_lite.evaluation.tasks import spoken
 
 Sample = dict[str, Any]
@@ -82,13 +83,22 @@ def _place(sample: Sample) -> tuple[str, int, str]:
 
 def redrawn(sample: Sample, files: Files | None) -> Document | None:
     """The prompt of a sample, or None where it does not come out the same, bit by bit."""
-    try:
-        document = build_prompt(setting_of(sample), sample["query_id"], sample["seed"], files).document
-    except FlamingoError:
-        return None
-    # Another version of the drawing libraries may encode other bytes; then nothing is shown rather than a
-    # likeness.
-    return document if prompt_sha(document) == sample["prompt_sha"] else None
+    setting = setting_of(sample)
+    # What an encoder has chosen, or what was left out by a list, is known by the sample alone.
+    named = {setting.selector: recorded(sample["demonstration_ids"])}
+    tries = [(replace(setting, order="own"), named)]
+    if setting.selector not in BY_SIMILARITY:
+        tries.insert(0, (setting, SELECTORS))
+    for tried, selectors in tries:
+        try:
+            document = build_prompt(tried, sample["query_id"], sample["seed"], files, selectors).document
+        except FlamingoError:
+            continue
+        # Another version of the drawing libraries may encode other bytes; then nothing is shown rather than a
+        # likeness.
+        if prompt_sha(document) == sample["prompt_sha"]:
+            return document
+    return None
 
 
 def pieces_of(document: Document | None) -> tuple[Piece, ...]:

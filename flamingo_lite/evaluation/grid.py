@@ -12,9 +12,18 @@ from flamingo_lite.document import Document, Text
 from flamingo_lite.errors import FlamingoError
 from flamingo_lite.evaluation.conditions import CONDITIONS, Episode, blanked
 from flamingo_lite.evaluation.demonstrations import Example, episode_generator
+from flamingo_lite.evaluation.exclusion import excluded
 from flamingo_lite.evaluation.ranking import NEEDS_CONTENT_FREE
 from flamingo_lite.evaluation.rendering import RENDERINGS, rendered_answer
-from flamingo_lite.evaluation.selection import ORDERS, SELECTORS, Selection, Wanted, select
+from flamingo_lite.evaluation.selection import (
+    BY_SIMILARITY,
+    ORDERS,
+    SELECTORS,
+    Selection,
+    Wanted,
+    is_drawn,
+    select,
+)
 from flamingo_lite.evaluation.tasks import TASKS, items_of
 from flamingo_lite.evaluation.tasks.task import (
     Style,
@@ -44,6 +53,9 @@ class EvaluationConfig:
     `files`: what tasks from files read, by task (eval.files.TASK.NAME=PATH). `selector`, `order`: how demonstrations
     are chosen and arranged; `zero_shot`: what a prompt without demonstrations begins with. `rendering`: how this model
     is shown a prompt. `queries`: per split, or all where there are fewer. `max_new_tokens`: in place of each style's own.
+    `image_encoder`, `text_encoder`: what a selector by similarity compares by, as `models.similarity.load_encoder` takes
+    them; without an image encoder it is the model's own. `exclude`: the file of `flamingo-lite eval contamination`, whose
+    examples are neither asked nor shown.
 
     None of these changes an answer: `batch_size`; `features`, a folder in which what the vision encoder gives of each
     image is kept; `media_bytes`, about what encoded images may take in memory.
@@ -63,6 +75,9 @@ class EvaluationConfig:
     control_shots: list[int] = field(default_factory=lambda: [8])
     selector: str = "random"
     order: str = "own"
+    image_encoder: str | None = None
+    text_encoder: str = "tiny"
+    exclude: str | None = None
     zero_shot: str = "plain"
     rendering: str = "interleaved"
     queries: int = 200
@@ -79,7 +94,7 @@ class EvaluationConfig:
             check_choice("condition", condition, CONDITIONS)
         for name in (*self.tasks, *self.files):
             check_choice("task", name, TASKS)
-        check_choice("selector", self.selector, SELECTORS)
+        check_choice("selector", self.selector, (*SELECTORS, *BY_SIMILARITY))
         check_choice("order", self.order, ORDERS)
         check_choice("zero_shot", self.zero_shot, ZERO_SHOT)
         check_choice("rendering", self.rendering, RENDERINGS)
@@ -96,6 +111,7 @@ class EvaluationConfig:
             if len(set(values)) < len(values):
                 raise FlamingoError(f"{name} names a value twice: {list(values)}; name each once")
         parse_bytes(self.media_bytes, "eval.media_bytes")
+        excluded(self.exclude)
         if min((*self.shots, *self.control_shots)) < 0:
             raise FlamingoError(f"shots are {self.shots} and {self.control_shots}; expected 0 or more")
         self._check_choices("split", "splits", (*self.splits, *self.control_splits))
@@ -205,9 +221,11 @@ def settings(config: EvaluationConfig) -> list[Setting]:
 
 
 def seeds_of(setting: Setting, config: EvaluationConfig) -> list[int]:
-    """Without demonstrations there is nothing that a seed draws, except the other query's image."""
+    """Without demonstrations there is nothing that a seed draws, except the other query's image; nor with those that
+    are chosen by similarity, unless their order or answers are drawn."""
     has_text_only = setting.shots == 0 and setting.zero_shot == "text_only"
-    drawn = setting.shots > 0 or setting.condition == "mismatched_images" or has_text_only
+    has_draws = is_drawn(setting.selector, setting.order) or setting.condition == "shuffled_labels"
+    drawn = (setting.shots > 0 or has_text_only) and has_draws or setting.condition == "mismatched_images"
     return list(config.seeds) if drawn else list(config.seeds[:1])
 
 
@@ -216,14 +234,43 @@ def prompts(
 ) -> Iterator[Prompt]:
     """Errors: as `build_prompt`."""
     for seed in seeds_of(setting, config):
-        for query_id in range(query_count(setting, config)):
+        for query_id in query_ids(setting, config):
             yield asked(setting, query_id, seed, config, selectors)
 
 
 def query_count(setting: Setting, config: EvaluationConfig) -> int:
-    """How many queries of the setting's split are asked."""
+    """How many queries of the setting's split are asked, those among them that are left out."""
     count = items_of(setting.task, config.files).count(setting.split)
     return config.queries if count is None else min(config.queries, count)
+
+
+def query_ids(setting: Setting, config: EvaluationConfig) -> Sequence[int]:
+    """Which queries of the setting's split are asked. Errors: `FlamingoError` where all are left out."""
+    every = range(query_count(setting, config))
+    out = excluded(config.exclude).get((setting.task, setting.split, "query"))
+    if not out:
+        return every
+    items = items_of(setting.task, config.files)
+    left = [number for number in every if items.query(setting.split, number).id not in out]
+    if not left:
+        raise FlamingoError(
+            f"{setting.task}, split {setting.split}: {config.exclude} leaves out every query; ask for more queries, or "
+            "leave out the task"
+        )
+    return left
+
+
+def left_out(config: EvaluationConfig) -> list[dict[str, Any]]:
+    """Of each task and split, how many queries and demonstrations `exclude` leaves out, where it leaves out any."""
+    found = []
+    for task, split in {(setting.task, setting.split): None for setting in settings(config)}:
+        setting = Setting(task, split, "", "standard", 0)
+        count = query_count(setting, config)
+        queries = count - len(query_ids(setting, config))
+        support = len(excluded(config.exclude).get((task, split, "support"), ()))
+        if queries or support:
+            found.append({"task": task, "split": split, "queries": queries, "of": count, "support": support})
+    return found
 
 
 def asked(
@@ -234,7 +281,8 @@ def asked(
     selectors: Mapping[str, Selection] = SELECTORS,
 ) -> Prompt:
     """One of the `prompts`. Errors: as `build_prompt`."""
-    prompt = build_prompt(setting, query_id, seed, config.files, selectors)
+    out = excluded(config.exclude).get((setting.task, setting.split, "support"), frozenset())
+    prompt = build_prompt(setting, query_id, seed, config.files, selectors, out)
     longest = config.max_new_tokens
     return prompt if longest is None else replace(prompt, max_new_tokens=longest)
 
@@ -245,8 +293,10 @@ def build_prompt(
     seed: int,
     files: Files | None = None,
     selectors: Mapping[str, Selection] = SELECTORS,
+    excluded: frozenset[str] = frozenset(),
 ) -> Prompt:
-    """Errors: `FlamingoError` for an unknown name and for a support smaller than the shots."""
+    """`excluded`: ids that no demonstration has. Errors: `FlamingoError` for an unknown name and for a support smaller
+    than the shots."""
     _check_names(setting)
     task, condition = TASKS[setting.task], CONDITIONS[setting.condition]
     items, style = items_of(setting.task, files), task.styles[setting.style]
@@ -260,6 +310,7 @@ def build_prompt(
         TEXT_ONLY_EXAMPLES if is_text_only else setting.shots,
         query,
         items.support(setting.split, query_id),
+        excluded,
     )
     episode = Episode(
         demonstrations=select(wanted, setting.selector, setting.order, selectors),

@@ -18,13 +18,15 @@ from flamingo_lite.evaluation.comparison_report import (
     PLOTS,
     REPORT,
     TABLES,
-    failures,
     found_tables,
+    headlines,
     power_line,
     write_comparison,
 )
 from flamingo_lite.evaluation.conditions import CONDITIONS
+from flamingo_lite.evaluation.contamination import contamination_table
 from flamingo_lite.evaluation.curves import Series, read_curves
+from flamingo_lite.evaluation.exclusion import CONTAMINATION, load_contamination
 from flamingo_lite.evaluation.findings import Finding, findings
 from flamingo_lite.evaluation.gallery import Shown, gallery
 from flamingo_lite.evaluation.pages import page_environment, saved
@@ -87,13 +89,20 @@ def _write_one(
             training=training,
             results=results,
             power=power_line(samples),
-            failures=failures([system]),
+            failures=headlines([system]),
+            contamination=_contamination(directory),
             conditions=CONDITIONS,
             run_config=_text(run_config) if run_config else None,
             evaluation_config=json.dumps(results.get("config"), indent=2) if results.get("config") else None,
         )
     )
     return write_atomically(directory / REPORT, page.encode("utf-8", "replace"))
+
+
+def _contamination(directory: Path) -> tables.Table | None:
+    """What was met in training, where it was looked for."""
+    path = _find(directory, CONTAMINATION, None)
+    return contamination_table(load_contamination(path)) if path else None
 
 
 def evaluation_figures(

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
 import flamingo_lite
+from flamingo_lite.data.manifest import sha256_of
 from flamingo_lite.errors import FlamingoError
 from flamingo_lite.evaluation import journal
 from flamingo_lite.evaluation.answers import Answered, Answering, Generate, answers
@@ -21,7 +22,8 @@ from flamingo_lite.evaluation.grid import (
     Prompt,
     Setting,
     asked,
-    query_count,
+    left_out,
+    query_ids,
     seeds_of,
     settings,
 )
@@ -38,7 +40,7 @@ from flamingo_lite.evaluation.results import (
     write_samples,
 )
 from flamingo_lite.evaluation.scoring import cell_of, in_order, score_cell
-from flamingo_lite.evaluation.selection import SELECTORS, Selection
+from flamingo_lite.evaluation.selection import BY_SIMILARITY, SELECTORS, Selection
 
 T = TypeVar("T")
 
@@ -50,6 +52,8 @@ BATCHES_AT_ONCE = 4
 
 CHANGES_NOTHING = ("batch_size", "features", "media_bytes")
 """What of the configuration changes no answer."""
+COMPARES = {"image": "image_encoder", "text": "text_encoder"}
+"""What says which encoder compares images, or texts."""
 
 
 class Ranks(Protocol):
@@ -144,7 +148,11 @@ def evaluate_all(
 
 def identity_of(subjects: Sequence[Subject], config: EvaluationConfig) -> dict[str, Any]:
     """What changes the answers, as plain JSON."""
-    chosen = {name: value for name, value in asdict(config).items() if name not in CHANGES_NOTHING}
+    compared, _ = BY_SIMILARITY.get(config.selector, ((), ""))
+    idle = {name for kind, name in COMPARES.items() if kind not in compared}
+    named = asdict(config) | ({"exclude": sha256_of(Path(config.exclude))} if config.exclude else {})
+    out = idle.union(CHANGES_NOTHING, () if config.exclude else ("exclude",))
+    chosen = {name: value for name, value in named.items() if name not in out}
     models = {subject.name: subject.checkpoint_sha for subject in subjects}
     return {"version": flamingo_lite.__version__, "eval": chosen, "models": models}
 
@@ -177,6 +185,7 @@ class _Run:
     models: int
     answered: dict[Key, Answered] = field(default_factory=dict)
     built: dict[tuple[Setting, int, int], Prompt] = field(default_factory=dict)
+    ids: dict[tuple[str, str], Sequence[int]] = field(default_factory=dict)
 
     def ask(self, subject: Subject, kept: Journal | None) -> None:
         """Has the subject answer this process's share of what is still open."""
@@ -215,12 +224,18 @@ class _Run:
             groups.setdefault((setting.task, setting.split), []).append(setting)
         turn = count()
         for group in groups.values():
-            for query_id in range(query_count(group[0], self.config)):
+            for query_id in self._ids(group[0]):
                 if next(turn) % self.ranks.number != self.ranks.rank:
                     continue
                 for setting in group:
                     for seed in seeds_of(setting, self.config):
                         yield _key(subject, setting, seed, query_id), self._prompt(setting, seed, query_id)
+
+    def _ids(self, setting: Setting) -> Sequence[int]:
+        place = setting.task, setting.split
+        if place not in self.ids:
+            self.ids[place] = query_ids(setting, self.config)
+        return self.ids[place]
 
     def _prompt(self, setting: Setting, seed: int, query_id: int) -> Prompt:
         place = (setting, seed, query_id)
@@ -239,7 +254,7 @@ class _Run:
     @property
     def total(self) -> int:
         """Predictions of all models and processes."""
-        each = (len(seeds_of(s, self.config)) * query_count(s, self.config) for s in settings(self.config))
+        each = (len(seeds_of(s, self.config)) * len(self._ids(s)) for s in settings(self.config))
         return self.models * sum(each)
 
     def summed_up(
@@ -265,6 +280,7 @@ class _Run:
             "identity": identity,
             "environment": environment(),
             "models": {s.name: {"checkpoint_sha": s.checkpoint_sha, **s.info} for s in subjects},
+            "excluded": left_out(self.config),
             "failures": failures_of(sample for lines in samples for sample in lines),
             "cells": cells,
         }
@@ -281,9 +297,7 @@ class _Run:
     ) -> tuple[list[dict[str, Any]], dict[str, Any]]:
         """The lines of one cell's predictions, and the cell."""
         places = [
-            (seed, query_id)
-            for seed in seeds_of(setting, self.config)
-            for query_id in range(query_count(setting, self.config))
+            (seed, query_id) for seed in seeds_of(setting, self.config) for query_id in self._ids(setting)
         ]
         prompts = [self._prompt(setting, *place) for place in places]
         answered = [found[_key(subject, setting, *place)] for place in places]

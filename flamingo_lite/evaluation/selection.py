@@ -22,7 +22,7 @@ from flamingo_lite.names import check_choice
 
 @dataclass(frozen=True)
 class Wanted:
-    """Demonstrations that are wanted: for which query, from where, how many."""
+    """Demonstrations that are wanted: for which query, from where, how many. `excluded`: ids that are not shown."""
 
     task: str
     split: str
@@ -31,6 +31,7 @@ class Wanted:
     shots: int
     query: Example
     support: Support
+    excluded: frozenset[str] = frozenset()
 
 
 Selector = Callable[[Wanted], tuple[Example, ...]]
@@ -48,13 +49,13 @@ class Selection:
 
 def _random(wanted: Wanted) -> tuple[Example, ...]:
     generator = episode_generator("demonstrations", wanted.task, wanted.split, wanted.query_id, wanted.seed)
-    return draw_demonstrations(wanted.support.draws(generator), wanted.shots, wanted.query)
+    return draw_demonstrations(wanted.support.draws(generator), wanted.shots, wanted.query, wanted.excluded)
 
 
 def _fixed(wanted: Wanted) -> tuple[Example, ...]:
     """The query's number is no part of the key; one that the query may not see is skipped for this query."""
     generator = episode_generator("fixed", wanted.task, wanted.split, wanted.support.key, wanted.seed)
-    return draw_demonstrations(wanted.support.draws(generator), wanted.shots, wanted.query)
+    return draw_demonstrations(wanted.support.draws(generator), wanted.shots, wanted.query, wanted.excluded)
 
 
 def _balanced(wanted: Wanted) -> tuple[Example, ...]:
@@ -64,7 +65,7 @@ def _balanced(wanted: Wanted) -> tuple[Example, ...]:
     left: dict[str, list[int]] = {}
     for index, answer in enumerate(wanted.support.answers):
         left.setdefault(answer, []).append(index)
-    exclusion = Exclusion(wanted.query)
+    exclusion = Exclusion(wanted.query, wanted.excluded)
     found: list[Example] = []
     while len(found) < wanted.shots:
         if not left:
@@ -96,6 +97,32 @@ SELECTORS: dict[str, Selection] = {
     "fixed": Selection(_fixed, "the same for all queries that share a support"),
     "balanced": Selection(_balanced, "every answer as often as any other, as far as the shots allow"),
 }
+
+BY_SIMILARITY: dict[str, tuple[tuple[str, ...], str]] = {
+    "rices_image": (("image",), "those whose images resemble the query's most"),
+    "rices_text": (("text",), "those whose questions resemble the query's most"),
+    "rices_both": (("image", "text"), "those that resemble the query most by the mean of both"),
+}
+"""What each compares; they need encoders, and `retrieval.Retrieval` makes selectors of them."""
+
+
+def is_drawn(selector: str, order: str) -> bool:
+    """Whether the seed changes which demonstrations are shown, or in which order."""
+    return selector not in BY_SIMILARITY or order == "random"
+
+
+def recorded(ids: Sequence[str]) -> Selection:
+    """The demonstrations with these ids, in this order, whoever has chosen them."""
+
+    def chosen(wanted: Wanted) -> tuple[Example, ...]:
+        known = {example.id: example for example in wanted.support.examples}
+        if missing := next((name for name in ids if name not in known), None):
+            raise FlamingoError(
+                f"example {missing} is not in the support; expected the one it was taken from"
+            )
+        return tuple(known[name] for name in ids)
+
+    return Selection(chosen, "those that a sample names")
 
 
 def _own(chosen: Sequence[Example], is_by_similarity: bool, generator: random.Random) -> list[Example]:
@@ -135,6 +162,11 @@ def select(
 ) -> tuple[Example, ...]:
     """The demonstrations as they are shown. Errors: `FlamingoError` for unknown names, an order that the selector
     has no sense for, and a support smaller than the shots."""
+    if selector in BY_SIMILARITY and selector not in selectors:
+        raise FlamingoError(
+            f"selector {selector} needs an encoder; give evaluate(selectors={{**SELECTORS, **Retrieval(...).selectors()}}), "
+            "or choose random"
+        )
     check_choice("selector", selector, selectors)
     check_choice("order", order, ORDERS)
     way = selectors[selector]

@@ -1,0 +1,48 @@
+"""`flamingo-lite eval` with demonstrations by similarity: by the model's own encoder, a named one, and for two models."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+import flamingo_lite as fl
+from flamingo_lite import cli
+from flamingo_lite.evaluation.results import load_samples
+from flamingo_lite.models.model import VisionLanguageModel
+from flamingo_lite.processing import VisionLanguageProcessor
+
+
+@pytest.fixture
+def words(tmp_path: Path, model: VisionLanguageModel, processor: VisionLanguageProcessor) -> list[str]:
+    fl.save(model, processor, tmp_path / "model")
+    chosen = {
+        "tasks": "[existence]", "splits": "[test]", "styles": "[direct]", "shots": "[2]", "queries": 4,
+        "conditions": "[standard]", "resamples": 10, "max_new_tokens": 2,
+        "order": "similar_last",
+    }  # fmt: skip
+    return ["eval", *(f"eval.{name}={value}" for name, value in chosen.items())]
+
+
+def test_the_models_own_encoder_chooses_beside_that_of_texts_and_what_both_give_is_kept(
+    tmp_path: Path, words: list[str]
+) -> None:
+    output, features = tmp_path / "out", tmp_path / "features"
+    named = [f"checkpoint={tmp_path / 'model'}", f"output={output}", f"eval.features={features}"]
+    assert cli.main([*words, "eval.selector=rices_both", *named]) == 0
+    samples = load_samples(output)
+    assert {(sample["selector"], sample["order"]) for sample in samples} == {("rices_both", "similar_last")}
+    assert len(samples) == 4 and {len(sample["demonstration_ids"]) for sample in samples} == {2}
+    assert len({path.parents[1] for path in (features / "similarity").rglob("*.safetensors")}) == 2
+
+
+def test_two_models_want_one_encoder_for_both(
+    tmp_path: Path, words: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    models = f"models={{a: {tmp_path / 'model'}, b: {tmp_path / 'model'}}}"
+    both = [*words, models, f"output={tmp_path / 'both'}", "eval.selector=rices_image"]
+    assert cli.main(both) == 2
+    assert "name one for all with eval.image_encoder" in capsys.readouterr().err
+    assert cli.main([*both, "eval.image_encoder=tiny"]) == 0
+    shown = {(s["model"], s["query_id"]): s["prompt_sha"] for s in load_samples(tmp_path / "both")}
+    assert all(shown["a", number] == shown["b", number] for number in range(4))
