@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from flamingo_lite.commands.common import add_config_arguments, add_multirun_argument, configs
+from flamingo_lite.commands.subjects import subjects_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -20,15 +21,11 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from flamingo_lite.config import Config
-    from flamingo_lite.evaluation.answers import Generate
-    from flamingo_lite.evaluation.ranking import Rank
-    from flamingo_lite.evaluation.runner import Progress, Subject
+    from flamingo_lite.evaluation.runner import Progress
     from flamingo_lite.training.ranks import Ranks
 
 SUMMARY = "few-shot evaluation of trained models"
 USAGE = "KEY=VALUE"
-
-WEIGHTS = ("*.safetensors", "*.pt", "*.bin")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -142,65 +139,6 @@ def shown_on(display: "Any") -> "Progress":
         display.update(done, label + estimate)
 
     return progress
-
-
-def subjects_of(config: "Config", processes: int) -> "list[Subject]":
-    """The models to evaluate. Errors: `FlamingoError` for a directory that holds none."""
-    from flamingo_lite.checkpoints.io import load_processor
-    from flamingo_lite.evaluation.runner import Subject
-    from flamingo_lite.training.settings import MODEL
-
-    directory = Path(config.checkpoint or Path(config.output) / MODEL)
-    chosen = {name: Path(path) for name, path in config.models.items()} or {directory.name: directory}
-    subjects = []
-    for name, path in chosen.items():
-        load_processor(path)  # what is wrong with a directory is said before anything is asked
-        subjects.append(Subject(name, loader(path, config, processes), weights_sha256(path)))
-    return subjects
-
-
-def loader(path: Path, config: "Config", processes: int) -> "Callable[[], tuple[Generate, Rank | None]]":
-    """Loads a model on its device, when called."""
-
-    def load_answers() -> "tuple[Generate, Rank | None]":
-        import torch
-
-        from flamingo_lite.checkpoints.io import load
-        from flamingo_lite.data.features import FeatureCache
-        from flamingo_lite.data.stores import parse_bytes
-        from flamingo_lite.evaluation.answering import ModelAnswers
-        from flamingo_lite.training.features import features_key
-        from flamingo_lite.training.settings import torch_device
-
-        model, processor = load(path)
-        torch.nn.Module.to(model, torch_device(config.trainer.accelerator))
-        features = None
-        if config.eval.features is not None:
-            # Under the name that training in one type gives them, so that the two share them.
-            precision = {torch.float32: "32-true", torch.bfloat16: "bf16-true"}.get(
-                model.dtype, str(model.dtype)
-            )
-            key = features_key(model, processor, precision, draft=False)
-            limit = parse_bytes(config.data.features.bytes, "data.features.bytes")
-            features = FeatureCache(config.eval.features, key, limit)
-        media_bytes = parse_bytes(config.eval.media_bytes, "eval.media_bytes") // processes
-        answers = ModelAnswers(model, processor, config.eval.batch_size, media_bytes, features)
-        return answers.generate, answers.rank
-
-    return load_answers
-
-
-def weights_sha256(directory: Path) -> str:
-    """sha256 over the names and bytes of the directory's files of weights."""
-    import hashlib
-
-    digest = hashlib.sha256()
-    for path in sorted(path for pattern in WEIGHTS for path in directory.glob(pattern)):
-        digest.update(path.name.encode())
-        with path.open("rb") as file:
-            while block := file.read(1 << 20):
-                digest.update(block)
-    return digest.hexdigest()
 
 
 def accuracy_table(results: "Mapping[str, Any]") -> "Table":

@@ -6,7 +6,7 @@ of processes, nor the batches, nor an interruption changes a byte of `samples.js
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from itertools import count
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
@@ -83,13 +83,18 @@ class Alone:
 @dataclass(frozen=True)
 class Subject:
     """A model under evaluation, loaded when its turn comes, if any question is still open. `info`: what results.json
-    says of it.
+    says of it. `rendering`: how it is shown prompts, in place of the evaluation's own.
     """
 
     name: str
     load: Callable[[], tuple[Generate, Rank | None]]
     checkpoint_sha: str | None = None
     info: Mapping[str, Any] = field(default_factory=dict)
+    rendering: str | None = None
+
+    def shown(self, setting: Setting) -> Setting:
+        """The cell as this model is shown it."""
+        return setting if self.rendering is None else replace(setting, rendering=self.rendering)
 
 
 def evaluate(
@@ -145,8 +150,16 @@ def evaluate_all(
 def identity_of(subjects: Sequence[Subject], config: EvaluationConfig) -> dict[str, Any]:
     """What changes the answers, as plain JSON."""
     chosen = {name: value for name, value in asdict(config).items() if name not in CHANGES_NOTHING}
-    models = {subject.name: subject.checkpoint_sha for subject in subjects}
-    return {"version": flamingo_lite.__version__, "eval": chosen, "models": models}
+    models = {subject.name: _weights(subject) for subject in subjects}
+    identity = {"version": flamingo_lite.__version__, "eval": chosen, "models": models}
+    renderings = {s.name: s.rendering for s in subjects if s.rendering is not None}
+    return {**identity, "renderings": renderings} if renderings else identity
+
+
+def _weights(subject: Subject) -> Any:
+    """What tells a model from another of its name: its weights, or where it is asked."""
+    has_address = subject.checkpoint_sha is None and subject.info
+    return dict(subject.info) if has_address else subject.checkpoint_sha
 
 
 def _begin(
@@ -218,15 +231,17 @@ class _Run:
             for query_id in range(query_count(group[0], self.config)):
                 if next(turn) % self.ranks.number != self.ranks.rank:
                     continue
-                for setting in group:
+                for setting in map(subject.shown, group):
                     for seed in seeds_of(setting, self.config):
                         yield _key(subject, setting, seed, query_id), self._prompt(setting, seed, query_id)
 
     def _prompt(self, setting: Setting, seed: int, query_id: int) -> Prompt:
-        place = (setting, seed, query_id)
+        """Built once for all models, however each is shown it."""
+        place = (replace(setting, rendering=self.config.rendering), seed, query_id)
         if place not in self.built:
-            self.built[place] = asked(setting, query_id, seed, self.config, self.selectors)
-        return self.built[place]
+            self.built[place] = asked(place[0], query_id, seed, self.config, self.selectors)
+        prompt = self.built[place]
+        return prompt if prompt.setting == setting else replace(prompt, setting=setting)
 
     def _say(self, setting: Setting | None) -> None:
         if self.progress is None:
@@ -253,7 +268,7 @@ class _Run:
         samples: list[list[dict[str, Any]]] = []
         cells: list[dict[str, Any]] = []
         for subject in subjects:
-            for setting in settings(self.config):
+            for setting in map(subject.shown, settings(self.config)):
                 lines, cell = self._cell(subject, setting, found)
                 samples.append(lines)
                 cells.append(cell)
