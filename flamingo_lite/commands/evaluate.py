@@ -85,7 +85,9 @@ def evaluate_model(
 
     ranks = started_ranks(config.trainer)
     if ranks is None:
-        subjects_of(config, 1)  # what is wrong with the models is said before processes start
+        subjects_of(
+            config, config.trainer.devices
+        )  # what is wrong with the models is said before processes start
         launch(as_yaml(config), config.trainer.devices, "eval")
         results: Mapping[str, Any] = load_results(Path(config.output))
     else:

@@ -48,8 +48,8 @@ Progress = Callable[[int, int, str], None]
 BATCHES_AT_ONCE = 4
 """How many batches of prompts are answered between two writes to the journal: what a kill can cost."""
 
-CHANGES_NOTHING = ("batch_size", "features", "media_bytes")
-"""What of the configuration changes no answer."""
+CHANGES_NOTHING = ("batch_size", "features", "media_bytes", "data")
+"""What of the configuration changes no answer. (The files that are read in the folder `data` are named one by one.)"""
 
 
 class Ranks(Protocol):

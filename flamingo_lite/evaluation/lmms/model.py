@@ -121,7 +121,8 @@ class FlamingoLite(lmms):
         raise FlamingoError("tasks of several rounds are not for these models; choose one of a single answer")
 
     def _generation(self, request: Instance) -> dict[str, Any]:
-        return request.args[1]
+        _, generation, *_ = request.args
+        return generation
 
     def _document(self, request: Instance) -> Document:
         """The prompt as the model is shown it."""
@@ -188,7 +189,8 @@ class FlamingoLiteChat(FlamingoLite):
     is_simple = False
 
     def _generation(self, request: Instance) -> dict[str, Any]:
-        return request.args[2]
+        _, _, generation, *_ = request.args
+        return generation
 
     def _document(self, request: Instance) -> Document:
         _, doc_to_messages, _, doc_id, task, split = request.args

@@ -4,7 +4,7 @@ Shape letters: r rows (a prompt with one candidate each), t text positions, v vo
 """
 
 import inspect
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -51,7 +51,7 @@ class TransformersAnswers:
         """See `answers.Generate`."""
         written = [self._write(document) for document in documents]
 
-        def run(places: Sequence[int]) -> list[Written]:
+        def run(places: Sequence[int]) -> list[str | Written]:
             return self._generated([prompt_at(written, i) for i in places], max_new_tokens)
 
         return self._answered(written, run)
@@ -63,7 +63,13 @@ class TransformersAnswers:
         written = [self._write(document) for document in documents]
 
         def run(places: Sequence[int]) -> list[Sequence[Likelihood]]:
-            return [self._likelihoods(prompt_at(written, i), candidates[i]) for i in places]
+            found: list[Sequence[Likelihood]] = []
+            for row, i in enumerate(places):
+                try:
+                    found.append(self._likelihoods(prompt_at(written, i), candidates[i]))
+                except _TooLong as error:
+                    raise _TooLong(str(error), [row]) from None
+            return found
 
         return self._answered(written, run)
 
@@ -130,7 +136,7 @@ class TransformersAnswers:
         return inputs
 
     @torch.inference_mode()
-    def _generated(self, prompts: Sequence[WrittenPrompt], max_new_tokens: int) -> list[Written]:
+    def _generated(self, prompts: Sequence[WrittenPrompt], max_new_tokens: int) -> list[str | Written]:
         inputs = self._inputs(prompts, [prompt.text for prompt in prompts], max_new_tokens)
         tokenizer, margins = self.processor.tokenizer, Margins()
         is_chat = prompts[0].is_chat
@@ -146,7 +152,7 @@ class TransformersAnswers:
             logits_processor=LogitsProcessorList([margins]),
             **({} if is_chat else {"stop_strings": [BETWEEN_EXAMPLES], "tokenizer": tokenizer}),
         )
-        written = []
+        written: list[str | Written] = []
         for row, ids in enumerate(out[:, inputs["input_ids"].shape[1] :].tolist()):
             length = next((i for i, token in enumerate(ids) if token in ends), len(ids))
             text = tokenizer.decode(ids[:length], skip_special_tokens=True)
@@ -175,11 +181,8 @@ class TransformersAnswers:
     @torch.inference_mode()
     def _row_likelihoods(
         self, prompt: WrittenPrompt, texts: Sequence[str], tails: Sequence[list[int]]
-    ) -> Iterator[Likelihood]:
-        try:
-            inputs = self._inputs([prompt] * len(texts), texts, 0)
-        except _TooLong as error:
-            raise _TooLong(str(error), [0]) from None
+    ) -> list[Likelihood]:
+        inputs = self._inputs([prompt] * len(texts), texts, 0)
         longest = max(map(len, tails))
         keeps = "logits_to_keep" in inspect.signature(self.model.forward).parameters
         logits: Tensor = self.model(**inputs, **({"logits_to_keep": longest + 1} if keeps else {})).logits
@@ -195,7 +198,7 @@ class TransformersAnswers:
             before = logits[row, -len(tail) - 1 : -1].float().log_softmax(-1)  # (t v)
             score = float(before.gather(-1, ids[:, None]).sum())
             found.append(Likelihood(score, len(tail), rounding * len(tail)))
-        return iter(found)
+        return found
 
 
 def prompt_at(written: Sequence[WrittenPrompt | GenerationFailure], place: int) -> WrittenPrompt:
