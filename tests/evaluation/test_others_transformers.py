@@ -141,7 +141,7 @@ def test_a_peer_stands_in_one_table_with_ours_on_the_same_prompts_each_shown_in_
 
 def refused(words: list[str], capsys: Any) -> str:
     assert cli.main(["eval", *words, *QUICK, "eval.styles=[direct]"]) == 2
-    (line,) = capsys.readouterr().err.strip().splitlines()
+    (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("flamingo-lite:")]
     return line
 
 

@@ -13,7 +13,7 @@ from flamingo_lite.teacher import TeacherOptions
 
 Kind = Literal["auto", "ours", "transformers"]
 
-KEY_LIKE = re.compile(r"sk-|://[^/]*@")
+KEY_LIKE = re.compile(r"(^|\s)sk-|://[^/]*@")
 """What no address or name holds, unless a key was put there."""
 
 
