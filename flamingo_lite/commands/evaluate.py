@@ -1,6 +1,7 @@
 """Measures how well models learn from the examples in their prompts: accuracy over shots, splits and controls.
 
-checkpoint= names a model's directory (by default flamingo/ in output=), models={a: DIR, b: DIR} several; results.json
+checkpoint= names a model's directory (by default flamingo/ in output=), models={a: DIR, b: DIR} several, models of
+transformers and behind endpoints among them (docs/evaluation.md); results.json
 and samples.jsonl go into output= (by default the folder that holds the checkpoint). eval.* says what is asked and how
 often. trainer.devices=N, torchrun and srun share the work among processes. An evaluation that was interrupted goes on
 when the same command is given again; a finished one is not done twice; resume=never starts over. eval.features=DIR keeps

@@ -105,15 +105,19 @@ def test_a_run_under_lmms_eval_gives_our_runners_answers_and_scores(
         setting = ("task", "split", "style", "condition", "shots")
         name = "_".join(["flamingo_lite", *(str(cell[key]) for key in setting)])
         mine = [s for s in ours if all(s[key] == cell[key] for key in setting)]
-        theirs = {(s["doc"]["seed"], s["doc"]["query_id"]): s for s in samples[name]}
+        rows = [json.loads(line) for line in (tmp_path / "tasks" / f"{name}.jsonl").read_text().splitlines()]
+        theirs = {}
+        for logged_sample in samples[name]:
+            row = rows[logged_sample["doc_id"]]
+            theirs[row["seed"], row["query_id"]] = (logged_sample, row)
         assert results[name][f"{cell['metric']},none"] == pytest.approx(cell["value"], abs=1e-6)
         assert len(theirs) == len(mine) > 0
         for sample in mine:
-            other = theirs[sample["seed"], sample["query_id"]]
-            assert other["doc"]["prompt_sha"] == sample["prompt_sha"]
+            other, row = theirs[sample["seed"], sample["query_id"]]
+            assert row["prompt_sha"] == sample["prompt_sha"]
             assert other[cell["metric"]] == sample["score"]
             if cell["style"] != "ranked_per_token":
-                assert other["filtered_resps"][0].strip() == sample["raw"].strip()
+                assert other["filtered_resps"].strip() == sample["raw"].strip()
             compared += 1
     assert compared == len(ours)
     assert 0 < sum(s["score"] for s in ours if s["style"] == "ranked_per_token") < len(ours)
@@ -193,6 +197,17 @@ def test_a_ranking_that_lmms_eval_has_no_figures_for_is_refused_before_anything_
     with pytest.raises(FlamingoError, match="ranks by calibrated.*expected one of: direct.*ranked_per_token"):
         write_tasks(asked(["existence"], ["ranked_calibrated"]), tmp_path / "tasks")
     assert not (tmp_path / "tasks").exists()
+
+
+def test_a_folder_is_written_anew_and_one_that_holds_something_else_is_left_alone(tmp_path: Path) -> None:
+    write_tasks(asked(["existence"], ["ranked_per_token"]), tmp_path / "tasks")
+    names = write_tasks(asked(["existence"], ["direct"]), tmp_path / "tasks")
+    assert sorted(path.stem for path in (tmp_path / "tasks").glob("*.yaml")) == sorted(names)
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "thesis.tex").write_text("mine")
+    with pytest.raises(FlamingoError, match="something else than tasks"):
+        write_tasks(asked(["existence"], ["direct"]), tmp_path / "mine")
+    assert [path.name for path in (tmp_path / "mine").iterdir()] == ["thesis.tex"]
 
 
 def test_prompts_of_other_tasks_have_their_images_where_marks_say_or_first(image_of: Any) -> None:

@@ -37,12 +37,21 @@ process_results, aggregate = _folder.process_results, _folder.aggregate
 def write_tasks(config: EvaluationConfig, folder: Path) -> list[str]:
     """The names of the tasks that were written into `folder`, one for each cell; a task asks under every seed.
 
-    Errors: `FlamingoError` for a style whose ranking lmms-eval has no figures for, before anything is written, and as
-    `grid.build_prompt`.
+    Tasks that were written there before are deleted. Errors: `FlamingoError` for a style whose ranking lmms-eval has no
+    figures for, and for a folder that holds something else, before anything is written; else as `grid.build_prompt`.
     """
     cells = settings(config)
     for setting in cells:
         _check_ranking(setting)
+    if folder.is_dir() and any(folder.iterdir()) and not (folder / FILES).is_file():
+        raise FlamingoError(f"{folder} holds something else than tasks for lmms-eval; choose another --to")
+    for path in folder.glob(f"{TAG}_*"):
+        path.unlink()
+    files = {
+        task: {name: str(Path(path).resolve()) for name, path in named.items()}
+        for task, named in config.files.items()
+    }
+    write_atomically(folder / FILES, (json.dumps(files, indent=1) + "\n").encode())
     names = [task_name(setting) for setting in cells]
     for setting, name in zip(cells, names, strict=True):
         lines = []
@@ -51,11 +60,6 @@ def write_tasks(config: EvaluationConfig, folder: Path) -> list[str]:
             lines.append(json.dumps(record(prompt), ensure_ascii=False) + "\n")
         write_atomically(folder / f"{name}.jsonl", "".join(lines).encode())
         write_atomically(folder / f"{name}.yaml", _yaml(setting, name, config.max_new_tokens).encode())
-    files = {
-        task: {name: str(Path(path).resolve()) for name, path in named.items()}
-        for task, named in config.files.items()
-    }
-    write_atomically(folder / FILES, (json.dumps(files, indent=1) + "\n").encode())
     write_atomically(folder / "utils.py", UTILS.encode())
     return names
 

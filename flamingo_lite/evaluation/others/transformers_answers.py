@@ -155,10 +155,10 @@ class TransformersAnswers:
         written: list[str | Written] = []
         for row, ids in enumerate(out[:, inputs["input_ids"].shape[1] :].tolist()):
             length = next((i for i, token in enumerate(ids) if token in ends), len(ids))
-            text = tokenizer.decode(ids[:length], skip_special_tokens=True)
-            text = text if is_chat else text.partition(BETWEEN_EXAMPLES)[0]
-            # A row that a stop string has ended is padded from there on; its last choice was before that.
-            steps = min(length + 1, len(margins.steps)) if is_chat or BETWEEN_EXAMPLES not in text else length
+            raw = tokenizer.decode(ids[:length], skip_special_tokens=True)
+            text, stop, _ = (raw, "", "") if is_chat else raw.partition(BETWEEN_EXAMPLES)
+            # What ends a text is a choice too; a stop string is among its tokens, and is padded behind.
+            steps = length if stop else min(length + 1, len(margins.steps))
             written.append(Written(text, margins.least(row, max(1, steps)) / self.rounding))
         return written
 
