@@ -36,13 +36,13 @@ SAVED = "saved"
 @dataclass
 class Config(TrainingConfig):
     """What training reads, the evaluation, the plan and the comparison. `checkpoint`: the model to evaluate; `models`:
-    several, by name."""
+    several, by name, each a directory or what `evaluation.others.choice.ModelChoice` takes."""
 
     eval: EvaluationConfig = field(default_factory=EvaluationConfig)
     plan: PlanConfig = field(default_factory=PlanConfig)
     compare: ComparisonConfig = field(default_factory=ComparisonConfig)
     checkpoint: str = ""
-    models: dict[str, str] = field(default_factory=dict)
+    models: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -297,8 +297,8 @@ def forget_other_answers(config: "Config") -> None:
     """Deletes from `config.output` the answers to other questions, or of another model; the same ones are kept."""
     import json
 
-    from flamingo_lite.commands.evaluate import subjects_of
     from flamingo_lite.commands.quickstart import delete
+    from flamingo_lite.commands.subjects import subjects_of
     from flamingo_lite.evaluation import journal
     from flamingo_lite.evaluation.results import RESULTS, SAMPLES, load_results
     from flamingo_lite.evaluation.runner import identity_of
@@ -357,7 +357,7 @@ def _cost(
     import torch
 
     from flamingo_lite.checkpoints.io import load
-    from flamingo_lite.commands.evaluate import weights_sha256
+    from flamingo_lite.commands.subjects import weights_sha256
     from flamingo_lite.evaluation.results import prompt_sha
     from flamingo_lite.training.cost import measure_cost
     from flamingo_lite.training.settings import torch_device

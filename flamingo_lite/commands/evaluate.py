@@ -1,6 +1,7 @@
 """Measures how well models learn from the examples in their prompts: accuracy over shots, splits and controls.
 
-checkpoint= names a model's directory (by default flamingo/ in output=), models={a: DIR, b: DIR} several; results.json
+checkpoint= names a model's directory (by default flamingo/ in output=), models={a: DIR, b: DIR} several, models of
+transformers and behind endpoints among them (docs/evaluation.md); results.json
 and samples.jsonl go into output= (by default the folder that holds the checkpoint). eval.* says what is asked and how
 often; eval.selector=rices_image chooses demonstrations that resemble the query, eval.exclude=FILE leaves out what
 `flamingo-lite eval contamination` has met in training.
@@ -16,7 +17,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from flamingo_lite.commands.common import add_config_arguments, add_multirun_argument, configs
-from flamingo_lite.errors import FlamingoError
+from flamingo_lite.commands.selectors import selectors_of
+from flamingo_lite.commands.subjects import load_on_device, subjects_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -25,21 +27,11 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from flamingo_lite.config import Config
-    from flamingo_lite.evaluation.answers import Generate
-    from flamingo_lite.evaluation.ranking import Rank
-    from flamingo_lite.evaluation.runner import Progress, Subject
-    from flamingo_lite.evaluation.selection import Selection
-    from flamingo_lite.models.model import VisionLanguageModel
-    from flamingo_lite.models.similarity import SimilarityEncoder
-    from flamingo_lite.processing import VisionLanguageProcessor
+    from flamingo_lite.evaluation.runner import Progress
     from flamingo_lite.training.ranks import Ranks
-
-    Load = Callable[[Path, str], tuple[VisionLanguageModel, VisionLanguageProcessor]]
 
 SUMMARY = "few-shot evaluation of trained models"
 USAGE = "KEY=VALUE"
-
-WEIGHTS = ("*.safetensors", "*.pt", "*.bin")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -102,7 +94,9 @@ def evaluate_model(
 
     ranks = started_ranks(config.trainer)
     if ranks is None:
-        subjects_of(config, 1)  # what is wrong with the models is said before processes start
+        subjects_of(
+            config, config.trainer.devices
+        )  # what is wrong with the models is said before processes start
         launch(as_yaml(config), config.trainer.devices, "eval")
         results: Mapping[str, Any] = load_results(Path(config.output))
     else:
@@ -164,128 +158,6 @@ def shown_on(display: "Any") -> "Progress":
         display.update(done, label + estimate)
 
     return progress
-
-
-def load_on_device(path: Path, accelerator: str) -> "tuple[VisionLanguageModel, VisionLanguageProcessor]":
-    import torch
-
-    from flamingo_lite.checkpoints.io import load
-    from flamingo_lite.training.settings import torch_device
-
-    model, processor = load(path)
-    torch.nn.Module.to(model, torch_device(accelerator))
-    return model, processor
-
-
-def selectors_of(config: "Config", ranks: "Ranks", display: "Any", load: "Load") -> "Mapping[str, Selection]":
-    """The ways of choosing demonstrations; those by similarity with the encoders that `config.eval` names."""
-    from functools import partial
-
-    from flamingo_lite.data.features import FeatureCache
-    from flamingo_lite.data.stores import parse_bytes
-    from flamingo_lite.evaluation.retrieval import Retrieval
-    from flamingo_lite.evaluation.selection import BY_SIMILARITY, SELECTORS
-    from flamingo_lite.models.similarity import load_encoder, own_encoder
-    from flamingo_lite.training.settings import torch_device
-
-    if config.eval.selector not in BY_SIMILARITY:
-        return SELECTORS
-    device = torch_device(config.trainer.accelerator)
-    named, cache = config.eval.image_encoder, None
-    if config.eval.features is not None:
-        limit = parse_bytes(config.data.features.bytes, "data.features.bytes")
-        cache = partial(FeatureCache, Path(config.eval.features) / "similarity", limit=limit)
-
-    def image_encoder() -> "SimilarityEncoder":
-        if named is not None:
-            return load_encoder(named, "image", device)
-        (path,) = models_of(config).values()
-        model, processor = load(path, config.trainer.accelerator)
-        return own_encoder(model, processor, key_of_features(model, processor))
-
-    def say(what: str, done: int, total: int) -> None:
-        display.update(display.done, f"{what}: {done:,} of {total:,}")
-
-    encoders = {
-        "image": image_encoder,
-        "text": lambda: load_encoder(config.eval.text_encoder, "text", device),
-    }
-    found = Retrieval(encoders, cache, rank=ranks.rank, number=ranks.number, say=say)
-    return {**SELECTORS, **found.selectors()}
-
-
-def models_of(config: "Config") -> dict[str, Path]:
-    """The directories of the models to evaluate, by name."""
-    from flamingo_lite.training.settings import MODEL
-
-    directory = Path(config.checkpoint or Path(config.output) / MODEL)
-    return {name: Path(path) for name, path in config.models.items()} or {directory.name: directory}
-
-
-def subjects_of(config: "Config", processes: int, load: "Load" = load_on_device) -> "list[Subject]":
-    """The models to evaluate. Errors: `FlamingoError` for a directory that holds none, and for several models, each of
-    which would choose demonstrations of its own."""
-    from flamingo_lite.checkpoints.io import load_processor
-    from flamingo_lite.evaluation.runner import Subject
-    from flamingo_lite.evaluation.selection import BY_SIMILARITY
-
-    chosen = models_of(config)
-    compared, _ = BY_SIMILARITY.get(config.eval.selector, ((), ""))
-    if len(chosen) > 1 and "image" in compared and config.eval.image_encoder is None:
-        raise FlamingoError(
-            f"{len(chosen)} models would each choose demonstrations by an encoder of their own; name one for all with "
-            "eval.image_encoder (tiny, an open_clip model with its weights, a directory)"
-        )
-    subjects = []
-    for name, path in chosen.items():
-        load_processor(path)  # what is wrong with a directory is said before anything is asked
-        subjects.append(Subject(name, loader(path, config, processes, load), weights_sha256(path)))
-    return subjects
-
-
-def key_of_features(model: "VisionLanguageModel", processor: "VisionLanguageProcessor") -> str:
-    """The name of what the vision encoder gives, the one under which training in one type keeps it."""
-    import torch
-
-    from flamingo_lite.training.features import features_key
-
-    precision = {torch.float32: "32-true", torch.bfloat16: "bf16-true"}.get(model.dtype, str(model.dtype))
-    return features_key(model, processor, precision, draft=False)
-
-
-def loader(
-    path: Path, config: "Config", processes: int, load: "Load"
-) -> "Callable[[], tuple[Generate, Rank | None]]":
-    """Loads a model on its device, when called."""
-
-    def load_answers() -> "tuple[Generate, Rank | None]":
-        from flamingo_lite.data.features import FeatureCache
-        from flamingo_lite.data.stores import parse_bytes
-        from flamingo_lite.evaluation.answering import ModelAnswers
-
-        model, processor = load(path, config.trainer.accelerator)
-        features = None
-        if config.eval.features is not None:
-            limit = parse_bytes(config.data.features.bytes, "data.features.bytes")
-            features = FeatureCache(config.eval.features, key_of_features(model, processor), limit)
-        media_bytes = parse_bytes(config.eval.media_bytes, "eval.media_bytes") // processes
-        answers = ModelAnswers(model, processor, config.eval.batch_size, media_bytes, features)
-        return answers.generate, answers.rank
-
-    return load_answers
-
-
-def weights_sha256(directory: Path) -> str:
-    """sha256 over the names and bytes of the directory's files of weights."""
-    import hashlib
-
-    digest = hashlib.sha256()
-    for path in sorted(path for pattern in WEIGHTS for path in directory.glob(pattern)):
-        digest.update(path.name.encode())
-        with path.open("rb") as file:
-            while block := file.read(1 << 20):
-                digest.update(block)
-    return digest.hexdigest()
 
 
 def accuracy_table(results: "Mapping[str, Any]") -> "Table":

@@ -50,7 +50,8 @@ class EvaluationConfig:
     `control_splits` in `control_styles` (spelled demonstrations name their operands: no control of images).
     Of splits, styles and conditions a task takes those that it has.
 
-    `files`: what tasks from files read, by task (eval.files.TASK.NAME=PATH). `selector`, `order`: how demonstrations
+    `files`: what tasks from files read, by task (eval.files.TASK.NAME=PATH); presets look for them in the folder `data`.
+    `selector`, `order`: how demonstrations
     are chosen and arranged; `zero_shot`: what a prompt without demonstrations begins with. `rendering`: how this model
     is shown a prompt. `queries`: per split, or all where there are fewer. `max_new_tokens`: in place of each style's own.
     `image_encoder`, `text_encoder`: what a selector by similarity compares by, as `models.similarity.load_encoder` takes
@@ -62,6 +63,7 @@ class EvaluationConfig:
     """
 
     tasks: list[str] = field(default_factory=lambda: ["operator_induction"])
+    data: str = "datasets"
     files: dict[str, dict[str, str]] = field(default_factory=dict)
     splits: list[str] = field(
         default_factory=lambda: ["test", "handwritten", "held_out_pairs", "held_out_rule"]

@@ -6,7 +6,7 @@ of processes, nor the batches, nor an interruption changes a byte of `samples.js
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from itertools import count
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
@@ -50,8 +50,8 @@ Progress = Callable[[int, int, str], None]
 BATCHES_AT_ONCE = 4
 """How many batches of prompts are answered between two writes to the journal: what a kill can cost."""
 
-CHANGES_NOTHING = ("batch_size", "features", "media_bytes")
-"""What of the configuration changes no answer."""
+CHANGES_NOTHING = ("batch_size", "features", "media_bytes", "data")
+"""What of the configuration changes no answer. (The files that are read in the folder `data` are named one by one.)"""
 COMPARES = {"image": "image_encoder", "text": "text_encoder"}
 """What says which encoder compares images, or texts."""
 
@@ -87,13 +87,18 @@ class Alone:
 @dataclass(frozen=True)
 class Subject:
     """A model under evaluation, loaded when its turn comes, if any question is still open. `info`: what results.json
-    says of it.
+    says of it. `rendering`: how it is shown prompts, in place of the evaluation's own.
     """
 
     name: str
     load: Callable[[], tuple[Generate, Rank | None]]
     checkpoint_sha: str | None = None
     info: Mapping[str, Any] = field(default_factory=dict)
+    rendering: str | None = None
+
+    def shown(self, setting: Setting) -> Setting:
+        """The cell as this model is shown it."""
+        return setting if self.rendering is None else replace(setting, rendering=self.rendering)
 
 
 def evaluate(
@@ -153,8 +158,16 @@ def identity_of(subjects: Sequence[Subject], config: EvaluationConfig) -> dict[s
     named = asdict(config) | ({"exclude": sha256_of(Path(config.exclude))} if config.exclude else {})
     out = idle.union(CHANGES_NOTHING, () if config.exclude else ("exclude",))
     chosen = {name: value for name, value in named.items() if name not in out}
-    models = {subject.name: subject.checkpoint_sha for subject in subjects}
-    return {"version": flamingo_lite.__version__, "eval": chosen, "models": models}
+    models = {subject.name: _weights(subject) for subject in subjects}
+    identity = {"version": flamingo_lite.__version__, "eval": chosen, "models": models}
+    renderings = {s.name: s.rendering for s in subjects if s.rendering is not None}
+    return {**identity, "renderings": renderings} if renderings else identity
+
+
+def _weights(subject: Subject) -> Any:
+    """What tells a model from another of its name: its weights, or where it is asked."""
+    has_address = subject.checkpoint_sha is None and subject.info
+    return dict(subject.info) if has_address else subject.checkpoint_sha
 
 
 def _begin(
@@ -227,7 +240,7 @@ class _Run:
             for query_id in self._ids(group[0]):
                 if next(turn) % self.ranks.number != self.ranks.rank:
                     continue
-                for setting in group:
+                for setting in map(subject.shown, group):
                     for seed in seeds_of(setting, self.config):
                         yield _key(subject, setting, seed, query_id), self._prompt(setting, seed, query_id)
 
@@ -238,10 +251,12 @@ class _Run:
         return self.ids[place]
 
     def _prompt(self, setting: Setting, seed: int, query_id: int) -> Prompt:
-        place = (setting, seed, query_id)
+        """Built once for all models, however each is shown it."""
+        place = (replace(setting, rendering=self.config.rendering), seed, query_id)
         if place not in self.built:
-            self.built[place] = asked(setting, query_id, seed, self.config, self.selectors)
-        return self.built[place]
+            self.built[place] = asked(place[0], query_id, seed, self.config, self.selectors)
+        prompt = self.built[place]
+        return prompt if prompt.setting == setting else replace(prompt, setting=setting)
 
     def _say(self, setting: Setting | None) -> None:
         if self.progress is None:
@@ -268,7 +283,7 @@ class _Run:
         samples: list[list[dict[str, Any]]] = []
         cells: list[dict[str, Any]] = []
         for subject in subjects:
-            for setting in settings(self.config):
+            for setting in map(subject.shown, settings(self.config)):
                 lines, cell = self._cell(subject, setting, found)
                 samples.append(lines)
                 cells.append(cell)

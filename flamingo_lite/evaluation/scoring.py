@@ -35,7 +35,7 @@ def score_cell(prompts: Sequence[Prompt], outcomes: Sequence[Outcome], model: st
     """
     raws = [outcome.raw if isinstance(outcome, Ranked) else outcome for outcome in outcomes]
     found = [
-        judge(raw, functools.partial(_scored, prompt.style, prompt.query))
+        judge(raw, functools.partial(scored, prompt.style, prompt.query))
         for prompt, raw in zip(prompts, raws, strict=True)
     ]
     style = prompts[0].style if prompts else None
@@ -97,7 +97,8 @@ def in_order(groups: Iterable[Iterable[dict[str, Any]]]) -> list[dict[str, Any]]
     return sorted(samples, key=lambda sample: tuple(sample[key] for key in keys))
 
 
-def _scored(style: Style, example: Example, raw: str) -> Scored:
+def scored(style: Style, example: Example, raw: str) -> Scored:
+    """What the style makes of a text, cut where the style ends it."""
     text = raw
     for stop in style.stop:
         text = text.partition(stop)[0]
@@ -168,7 +169,7 @@ def _chance(setting: Setting, prompts: Sequence[Prompt]) -> dict[str, Any]:
 
     @functools.cache
     def score(query_id: int, answer: str) -> float:
-        return _scored(style, queries[query_id], text(query_id, answer)).score or 0.0
+        return scored(style, queries[query_id], text(query_id, answer)).score or 0.0
 
     def scores(asked: Sequence[Asked], answers: Sequence[str | None]) -> Sequence[float]:
         if style.together is None:

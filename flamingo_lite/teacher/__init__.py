@@ -4,7 +4,7 @@
 """
 
 from flamingo_lite.teacher.asking import Asker, Failure, Request
-from flamingo_lite.teacher.messages import Answer, Message, Rule, Sampling, Teacher, TryAgain
+from flamingo_lite.teacher.messages import Answer, Message, Picture, Rule, Sampling, Teacher, TryAgain
 from flamingo_lite.teacher.settings import TEACHERS, TeacherOptions, make_asker, make_teacher
 
 __all__ = [
@@ -13,6 +13,7 @@ __all__ = [
     "Asker",
     "Failure",
     "Message",
+    "Picture",
     "Request",
     "Rule",
     "Sampling",

@@ -76,7 +76,16 @@ class AnswerCache:
 
 def described(name: str, messages: Sequence[Message], sampling: Sampling) -> dict[str, Any]:
     """All that decides an answer. Where the model runs, and under whose key, does not."""
-    return {"model": name, "messages": [asdict(m) for m in messages], "sampling": asdict(sampling)}
+    said = [_described(message) for message in messages]
+    return {"model": name, "messages": said, "sampling": asdict(sampling)}
+
+
+def _described(message: Message) -> dict[str, Any]:
+    """A picture is described by its content's sha256."""
+    if not message.parts:
+        return {"role": message.role, "text": message.text}
+    parts = [part if isinstance(part, str) else {"picture": part.id} for part in message.parts]
+    return {"role": message.role, "parts": parts}
 
 
 def key_of(request: dict[str, Any]) -> str:

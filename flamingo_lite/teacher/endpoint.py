@@ -1,5 +1,6 @@
 """A teacher behind an OpenAI-compatible endpoint: the cloud's, or a server's of one's own (vLLM, Ollama, llama.cpp)."""
 
+import base64
 import email.utils
 import functools
 import json
@@ -10,7 +11,7 @@ from dataclasses import asdict
 from typing import Any
 
 from flamingo_lite.errors import FlamingoError, SampleError, first_line
-from flamingo_lite.teacher.messages import Answer, Message, Sampling, TryAgain, most_tokens
+from flamingo_lite.teacher.messages import Answer, Message, Picture, Sampling, TryAgain, most_tokens
 
 TRY_AGAIN = (408, 409, 425, 429)
 """Statuses of a request that may be answered later, like all from 500 on."""
@@ -60,7 +61,7 @@ class Endpoint:
 
     def answer(self, messages: Sequence[Message], sampling: Sampling) -> Answer:
         """One request. Errors: as `Teacher.answer`, with the server's own words, in which the key is blacked out."""
-        asked = [{"role": message.role, "content": message.text} for message in messages]
+        asked = [{"role": message.role, "content": content_of(message)} for message in messages]
         options = {name: value for name, value in asdict(sampling).items() if value is not None}
         options[self._limit_field] = options.pop("max_tokens")
         create: Any = self._client.chat.completions.with_raw_response.create
@@ -103,6 +104,20 @@ class Endpoint:
 
     def _blacked_out(self, said: str) -> str:
         return (said.replace(self._key, "***") if self._key else said)[:300]
+
+
+def content_of(message: Message) -> str | list[dict[str, Any]]:
+    """As the endpoint takes it; pictures travel inside the request."""
+    if not message.parts:
+        return message.text
+    return [
+        {"type": "text", "text": part} if isinstance(part, str) else _picture(part) for part in message.parts
+    ]
+
+
+def _picture(part: Picture) -> dict[str, Any]:
+    data = base64.b64encode(part.data).decode("ascii")
+    return {"type": "image_url", "image_url": {"url": f"data:{part.mime};base64,{data}"}}
 
 
 def retry_after(headers: Mapping[str, str]) -> float | None:

@@ -1,18 +1,29 @@
 """What a teacher is asked and what it answers. A teacher makes one try; who asks decides on more (`asking.py`)."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
 from flamingo_lite.errors import SampleError
 
 
 @dataclass(frozen=True, slots=True)
+class Picture:
+    """An encoded image of the type `mime`, known by the sha256 `id` of its bytes. `most_tokens`: what it may cost."""
+
+    data: bytes = field(repr=False)
+    mime: str
+    id: str
+    most_tokens: int
+
+
+@dataclass(frozen=True, slots=True)
 class Message:
-    """`role`: system, user or assistant."""
+    """`role`: system, user or assistant. `parts`: texts and pictures in their order, in place of `text`."""
 
     role: str
     text: str
+    parts: tuple[str | Picture, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,5 +89,9 @@ class Rule:
 def most_tokens(messages: Sequence[Message], sampling: Sampling) -> int:
     """What a request may cost at most: a token of a prompt has at least a byte, and a chat template adds fewer than 64
     tokens to a prompt and 16 to each message."""
-    prompt = sum(len(message.text.encode("utf-8", "replace")) + 16 for message in messages)
+    prompt = sum(16 + sum(map(_most, message.parts or (message.text,))) for message in messages)
     return prompt + 64 + sampling.max_tokens
+
+
+def _most(part: str | Picture) -> int:
+    return len(part.encode("utf-8", "replace")) if isinstance(part, str) else part.most_tokens

@@ -45,7 +45,7 @@ class Handler(BaseHTTPRequestHandler):
 
     def do_POST(self) -> None:
         asked = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-        prompt = " | ".join(message["content"] for message in asked["messages"])
+        prompt = " | ".join(_words(message["content"]) for message in asked["messages"])
         server = self.server
         with server.lock:
             number = server.tries[prompt]
@@ -115,6 +115,11 @@ class Handler(BaseHTTPRequestHandler):
 
     def log_message(self, format: str, *args: Any) -> None:
         """Quiet."""
+
+
+def _words(content: str | list[Any]) -> str:
+    """What a message says; parts, pictures among them, as JSON."""
+    return content if isinstance(content, str) else json.dumps(content)
 
 
 def echo(messages: list[dict[str, str]]) -> str:

@@ -1,0 +1,49 @@
+"""Every command line in the pages on evaluation is one that the real parser and the real configuration take."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from flamingo_lite import cli
+from flamingo_lite.commands import ensemble, evaluate, lmms_tasks
+from flamingo_lite.config import load_config
+from flamingo_lite.evaluation.others.choice import model_choice
+
+DOCS = Path(__file__).parents[1] / "docs"
+PAGES = ("evaluation.md", "tasks_from_files.md")
+
+
+def command_lines() -> Iterator[tuple[str, str]]:
+    """(page, line) of every `flamingo-lite ...` in a block of shell commands, its continuation joined."""
+    for page in PAGES:
+        for block in re.findall(r"```sh\n(.*?)```", (DOCS / page).read_text(encoding="utf-8"), re.S):
+            for line in block.replace("\\\n", " ").splitlines():
+                if line.startswith("flamingo-lite "):
+                    yield page, line
+
+
+LINES = list(command_lines())
+
+
+def test_the_pages_have_command_lines() -> None:
+    assert {page for page, _ in LINES} == set(PAGES) and len(LINES) >= 12
+
+
+@pytest.mark.parametrize(("page", "line"), LINES)
+def test_a_command_line_of_a_page_is_one(page: str, line: str) -> None:
+    words = shlex.split(line, comments=True)[1:]
+    name = cli._command(words)
+    module = cli.COMMANDS[name]
+    parser = cli.Parser(prog=f"flamingo-lite {name}")
+    module.add_arguments(parser)
+    arguments = parser.parse_words(words[len(name.split()) :])
+    if module is ensemble:
+        ensemble.settings(arguments.overrides, arguments.by == "judge")
+    elif module in (evaluate, lmms_tasks):
+        for model, said in load_config(arguments.overrides).models.items():
+            model_choice(model, said)
