@@ -42,7 +42,20 @@ def test_two_models_want_one_encoder_for_both(
     models = f"models={{a: {tmp_path / 'model'}, b: {tmp_path / 'model'}}}"
     both = [*words, models, f"output={tmp_path / 'both'}", "eval.selector=rices_image"]
     assert cli.main(both) == 2
-    assert "name one for all with eval.image_encoder" in capsys.readouterr().err
+    assert "name one with eval.image_encoder" in capsys.readouterr().err
     assert cli.main([*both, "eval.image_encoder=tiny"]) == 0
     shown = {(s["model"], s["query_id"]): s["prompt_sha"] for s in load_samples(tmp_path / "both")}
     assert all(shown["a", number] == shown["b", number] for number in range(4))
+
+
+def test_a_model_behind_an_endpoint_has_no_encoder_to_choose_by(
+    tmp_path: Path, words: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    asked = [
+        *words,
+        "models={far: {endpoint: gpt}}",
+        f"output={tmp_path / 'far'}",
+        "eval.selector=rices_image",
+    ]
+    assert cli.main(asked) == 2
+    assert "models.far has no vision encoder" in capsys.readouterr().err
