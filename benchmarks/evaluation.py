@@ -18,7 +18,6 @@ import tempfile
 import time
 from collections.abc import Callable, Sequence
 from datetime import date
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -35,7 +34,7 @@ from evaluation_sides import (
     vqa_segments,
     write_tokenizer,
 )
-from training import machine
+from pairing import machine, versions
 
 from flamingo_lite.config import load_config
 
@@ -177,9 +176,7 @@ def results(options: argparse.Namespace) -> dict[str, Any]:
         "machine": machine("cpu"),
         "threads": torch.get_num_threads(),
         "date": date.today().isoformat(),
-        "versions": {
-            name: version(name) for name in ("torch", "transformers", "open_clip_torch", "open-flamingo")
-        },
+        "versions": versions(),
         "options": {name: value for name, value in vars(options).items() if name != "output"},
         "vqa": vqa,
         "ranking": ranking,
