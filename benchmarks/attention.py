@@ -25,6 +25,7 @@ from flamingo_lite.nn.attention import attend
 from flamingo_lite.nn.gated import GatedConfig, GatedCrossAttention
 from flamingo_lite.nn.masks import media_layout
 from flamingo_lite.training.live_bytes import LiveBytes
+from flamingo_lite.training.rates import matrix_rate
 
 OURS = "flamingo_lite"
 OPEN_FLAMINGO = "OpenFlamingo 2.0.1"
@@ -184,7 +185,7 @@ def results(options: argparse.Namespace) -> dict[str, Any]:
         "read": 4 * options.length * n * inner,
         "all": 4 * options.length * n * options.images * inner,
     }
-    found["matrix_rate"] = pairing.matrix_rate(options.device)
+    found["matrix_rate"] = matrix_rate(options.device)
     return found
 
 

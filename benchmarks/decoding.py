@@ -36,6 +36,7 @@ from peers import bare_language, idefics, open_flamingo
 from torch import Tensor
 
 from flamingo_lite.nn.cache import MediaCache
+from flamingo_lite.training.rates import read_rate
 
 OURS, BARE = "flamingo_lite", "language model alone"
 OPEN_FLAMINGO, IDEFICS = "OpenFlamingo 2.0.1", "IdeficsForVisionText2Text"
@@ -187,7 +188,7 @@ def floor(model: Any, language: Any, options: argparse.Namespace) -> dict[str, f
     return {
         "bytes": alone,
         "ratio": (alone + blocks) / alone,
-        "seconds": alone / pairing.read_rate(options.device),
+        "seconds": alone / read_rate(options.device),
     }
 
 
@@ -277,11 +278,11 @@ choice of the largest logit; `generate` is transformers' own loop around both.
 
 
 def main() -> None:
-    parser = pairing.parser(__doc__, rounds=15)
+    parser = pairing.parser(__doc__, rounds=31)
     parser.add_argument("--images", type=int, help="32, or 4 with --small")
     parser.add_argument("--most-images", type=int, help="64, or 8 with --small")
     parser.add_argument("--context", type=int, help="1,024, or 64 with --small")
-    parser.add_argument("--tokens", type=int, default=8, help="of a side in a round")
+    parser.add_argument("--tokens", type=int, default=4, help="of a side in a round")
     options = parser.parse_args()
     options.images = options.images or (4 if options.small else 32)
     options.most_images = options.most_images or (8 if options.small else 64)

@@ -14,7 +14,6 @@ import platform
 import shlex
 import statistics
 import sys
-import time
 from collections.abc import Callable, Mapping, Sequence
 from datetime import date
 from importlib.metadata import PackageNotFoundError, version
@@ -23,6 +22,8 @@ from typing import Any
 
 import numpy as np
 import torch
+
+from flamingo_lite.training.rates import seconds_of
 
 HERE = Path(__file__).parent
 PACKAGES = ("torch", "transformers", "open_clip_torch", "open-flamingo", "flamingo-pytorch")
@@ -44,20 +45,6 @@ def in_turns(
         for name in names[shift:] + names[:shift]:
             found[name].append(seconds_of(sides[name], device))
     return found
-
-
-def seconds_of(call: Callable[[], object], device: str = "cpu") -> float:
-    """Until the device is done."""
-    wait(device)
-    started = time.perf_counter()
-    call()
-    wait(device)
-    return time.perf_counter() - started
-
-
-def wait(device: str) -> None:
-    if device == "cuda":
-        torch.cuda.synchronize()
 
 
 def median_with_interval(values: Sequence[float]) -> Interval:
@@ -91,21 +78,6 @@ def refuse_apart(what: str, ours: torch.Tensor, theirs: torch.Tensor, tolerance:
             f"{what}: outputs differ by {furthest:.2e}, more than {tolerance:.0e}, so there is nothing to compare"
         )
     return furthest
-
-
-def matrix_rate(device: str = "cpu", dtype: torch.dtype = torch.float32, size: int = 2048) -> float:
-    """Operations a second of the machine: the best of twelve products of square matrices."""
-    left = torch.randn(size, size, device=device, dtype=dtype)
-    left @ left
-    return 2 * size**3 / min(seconds_of(lambda: left @ left, device) for _ in range(12))
-
-
-def read_rate(device: str = "cpu", size: int = 64 * 2**20) -> float:
-    """Bytes a second that are read from memory: the best of twelve products of a matrix, too large for any cache, and a
-    vector, which is what a decoding step does with its weights."""
-    matrix, vector = torch.randn(size // 4096, 1024, device=device), torch.randn(1024, device=device)
-    matrix @ vector
-    return size / min(seconds_of(lambda: matrix @ vector, device) for _ in range(12))
 
 
 def machine(device: str) -> str:

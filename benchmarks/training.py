@@ -23,11 +23,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from pairing import machine, matrix_rate, median_with_interval, ratio, versions
+from pairing import machine, median_with_interval, ratio, versions
 from peers import write_tokenizer
 
 from flamingo_lite.config import load_config
 from flamingo_lite.training.plan import meta_model
+from flamingo_lite.training.rates import matrix_rate
 from flamingo_lite.training.trial import StepShape, run_trial
 from flamingo_lite.training.utilization import known_peak
 
