@@ -11,7 +11,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import platform
 import statistics
 import subprocess
 import sys
@@ -22,6 +21,7 @@ from typing import Any
 
 import mmc4_like
 import numpy as np
+from pairing import machine, median_with_interval
 from pipelines import PREFETCH
 
 HERE = Path(__file__).parent
@@ -86,13 +86,6 @@ def rates(options: argparse.Namespace, folder: Path) -> dict[str, list[float]]:
     return found
 
 
-def median_with_interval(values: list[float]) -> dict[str, float]:
-    """The median and its 95% bootstrap interval."""
-    draws = np.random.default_rng(0).choice(values, (10_000, len(values)))
-    low, high = np.percentile(np.median(draws, axis=1), [2.5, 97.5])
-    return {"median": statistics.median(values), "low": float(low), "high": float(high)}
-
-
 def memory(options: argparse.Namespace, folder: Path) -> dict[str, float]:
     """MiB of the process and its workers together, over the run: the peak of each tenth but the first."""
     pipeline = Pipeline("ours", folder, options.batch_size, options.workers)
@@ -128,14 +121,6 @@ def mebibytes(pid: int) -> float:
     return own / 1024 + sum(mebibytes(int(child)) for child in children)
 
 
-def machine() -> str:
-    lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
-    model = next(
-        (line.split(":")[1].strip() for line in lines if line.startswith("model name")), platform.machine()
-    )
-    return f"{model}, {os.cpu_count()} cores, {platform.system()}"
-
-
 def results(options: argparse.Namespace) -> dict[str, Any]:
     mmc4_like.make(
         options.folder / "large", options.documents, options.tars, tuple(options.edges), options.pool
@@ -151,7 +136,7 @@ def results(options: argparse.Namespace) -> dict[str, Any]:
         mmc4_like.make(options.folder / "small", 2000, options.tars, (64, 128), 200)
         used = memory(options, options.folder / "small")
     return {
-        "machine": machine(),
+        "machine": machine("cpu"),
         "date": date.today().isoformat(),
         "versions": {name: version(name) for name in ("torch", "pillow", "webdataset", "open-flamingo")},
         "options": {name: str(value) for name, value in vars(options).items()},

@@ -18,7 +18,6 @@ import tempfile
 import time
 from collections.abc import Callable, Sequence
 from datetime import date
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -35,9 +34,9 @@ from evaluation_sides import (
     vqa_segments,
     write_tokenizer,
 )
+from pairing import machine, versions
 from retrieval import TITLE
 from sections import section
-from training import machine
 
 from flamingo_lite.config import load_config
 
@@ -179,9 +178,7 @@ def results(options: argparse.Namespace) -> dict[str, Any]:
         "machine": machine("cpu"),
         "threads": torch.get_num_threads(),
         "date": date.today().isoformat(),
-        "versions": {
-            name: version(name) for name in ("torch", "transformers", "open_clip_torch", "open-flamingo")
-        },
+        "versions": versions(),
         "options": {name: value for name, value in vars(options).items() if name != "output"},
         "vqa": vqa,
         "ranking": ranking,

@@ -23,10 +23,10 @@ from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import torch
+from pairing import machine, median_with_interval, ratio
 from sections import write_section
 from torch import Tensor
 from torch.nn.functional import normalize
-from training import machine, median_with_interval, ratio
 
 from flamingo_lite.evaluation.nearest import searcher
 

@@ -13,25 +13,22 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import platform
 import shlex
-import statistics
 import subprocess
 import sys
 import tempfile
-import time
 from dataclasses import dataclass
 from datetime import date
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from training_steps import write_tokenizer
+from pairing import machine, median_with_interval, ratio, versions
+from peers import write_tokenizer
 
 from flamingo_lite.config import load_config
 from flamingo_lite.training.plan import meta_model
+from flamingo_lite.training.rates import matrix_rate
 from flamingo_lite.training.trial import StepShape, run_trial
 from flamingo_lite.training.utilization import known_peak
 
@@ -129,18 +126,6 @@ def measure(options: argparse.Namespace) -> Measured:
     return Measured(seconds, work, peaks, first)
 
 
-def median_with_interval(values: list[float]) -> dict[str, float]:
-    """The median and its 95% bootstrap interval."""
-    draws = np.random.default_rng(0).choice(values, (10_000, len(values)))
-    low, high = np.percentile(np.median(draws, axis=1), [2.5, 97.5])
-    return {"median": statistics.median(values), "low": float(low), "high": float(high)}
-
-
-def ratio(values: dict[str, list[float]]) -> dict[str, float]:
-    """How many times as much theirs took as ours, round by round."""
-    return median_with_interval([b / a for a, b in zip(values["ours"], values["theirs"], strict=True)])
-
-
 def model_flops(options: argparse.Namespace) -> int:
     """Of our step: forward, and of the backward pass what a frozen model needs. The yardstick of both."""
     model = meta_model(load_config(options.model).model)
@@ -154,22 +139,8 @@ def peak_flops(options: argparse.Namespace) -> tuple[float, str]:
     if known is not None and options.precision == "bf16-mixed":
         return known, "the data sheet's dense bfloat16 rate"
     dtype = torch.bfloat16 if options.precision == "bf16-mixed" else torch.float32
-    left = torch.randn(2048, 2048, device=options.device, dtype=dtype)
-    rates = []
-    for _ in range(12):
-        started = time.perf_counter()
-        (left @ left)[0, 0].item()
-        rates.append(2 * 2048**3 / (time.perf_counter() - started))
-    return max(rates), f"the best of twelve products of 2048 x 2048 matrices in {dtype}"
-
-
-def machine(device: str) -> str:
-    lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
-    cpu = next(
-        (line.split(":")[1].strip() for line in lines if line.startswith("model name")), platform.machine()
-    )
-    gpu = f"{torch.cuda.get_device_name()}, " if device == "cuda" else ""
-    return f"{gpu}{cpu}, {os.cpu_count()} cores, {platform.system()}"
+    rate = matrix_rate(options.device, dtype)
+    return rate, f"the best of twelve products of 2048 x 2048 matrices in {dtype}"
 
 
 def results(options: argparse.Namespace) -> dict[str, Any]:
@@ -182,9 +153,7 @@ def results(options: argparse.Namespace) -> dict[str, Any]:
         "command": shlex.join(["python", "benchmarks/training.py", *sys.argv[1:]]),
         "machine": machine(options.device),
         "date": date.today().isoformat(),
-        "versions": {
-            name: version(name) for name in ("torch", "transformers", "open_clip_torch", "open-flamingo")
-        },
+        "versions": versions(),
         "options": {name: value for name, value in vars(options).items() if name != "output"},
         "first": measured.first,
         "model_flops": flops,
@@ -200,9 +169,9 @@ def results(options: argparse.Namespace) -> dict[str, Any]:
             for name, values in seconds.items()
         },
         "peak_bytes": measured.peak_bytes,
-        "speedup": ratio(seconds),
+        "speedup": ratio(seconds, "theirs", "ours"),
         "work": {name: median_with_interval(values) for name, values in measured.work.items()},
-        "work_ratio": ratio(measured.work),
+        "work_ratio": ratio(measured.work, "theirs", "ours"),
         "rounds": {"seconds": seconds, "work": measured.work},
     }
 

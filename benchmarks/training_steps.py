@@ -8,26 +8,19 @@ Shape letters: b rows, t text positions, m images of a row.
 from __future__ import annotations
 
 import argparse
-import importlib
-import importlib.util
 import json
 import resource
 import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import torch
-from tokenizers import Tokenizer
-from tokenizers.models import WordLevel
+from peers import GATE, open_flamingo
 from torch import Tensor, nn
-from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 
 from flamingo_lite.batch import IGNORED
-from flamingo_lite.checkpoints.keys import take_weights
-from flamingo_lite.checkpoints.openflamingo import key_map
 from flamingo_lite.config import load_config
 from flamingo_lite.models.build import build
 from flamingo_lite.models.model import VisionLanguageModel
@@ -37,11 +30,7 @@ from flamingo_lite.training.precision import prepare
 from flamingo_lite.training.settings import TrainerConfig
 from flamingo_lite.training.trial import StepShape, autocast, step_inputs
 
-GATE = 0.5  # shut, the gates would hide a difference in what images do
 CLIP = 1.0  # of both recipes
-
-LAYERS = {"mpt": "transformer.blocks", "gpt_neox": "gpt_neox.layers"}
-"""Where their code finds the decoder layers of a language model."""
 
 Step = Callable[[], float]
 """One optimizer step; returns its loss, and so waits for the device."""
@@ -63,12 +52,6 @@ def model_and_inputs(options: argparse.Namespace) -> tuple[VisionLanguageModel, 
     inputs["labels"] = inputs["input_ids"].masked_fill(~is_text, IGNORED)
     inputs["pixel_values"] = torch.randn(inputs["pixel_values"].shape)
     return model, inputs
-
-
-def write_tokenizer(directory: Path, words: int) -> None:
-    """A tokenizer of as many words as the language model has rows: no text is ever read, but new tokens follow it."""
-    core = Tokenizer(WordLevel({f"w{number}": number for number in range(words)}, unk_token="w0"))
-    PreTrainedTokenizerFast(tokenizer_object=core).save_pretrained(directory)
 
 
 def ours(options: argparse.Namespace) -> tuple[Callable[[], float], Step]:
@@ -141,66 +124,6 @@ def loss_of(forward: Callable[[], Tensor]) -> Callable[[], float]:
             return forward().item()
 
     return exact
-
-
-def open_flamingo(source: VisionLanguageModel) -> tuple[Any, list[int]]:
-    """Their model with the weights of `source`, frozen as their factory does, and the ids of the new tokens."""
-    import open_clip
-
-    found = source.config
-    size = found.first_new_token + found.new_tokens
-    text = type(found.text_config)(**{**found.text_config.to_dict(), "vocab_size": size})
-    language: Any = AutoModelForCausalLM.from_config(text, dtype=torch.float32)
-    package("utils").extend_instance(language, package("flamingo_lm").FlamingoLMMixin)
-    language.set_decoder_layers_attr_name(LAYERS[text.model_type])
-    tower = found.vision_tower
-    text_tower = {"context_length": 8, "vocab_size": 32, "width": 64, "heads": 1, "layers": 1}
-    clip = open_clip.CLIP(
-        tower["embed_dim"],
-        vision_cfg=tower["vision_cfg"],
-        text_cfg=text_tower,
-        quick_gelu=tower["quick_gelu"],
-    )
-    clip.visual.output_tokens = True
-    clip.visual.ln_post = nn.Identity()  # their releases of open_clip gave the tokens without it
-    model = package("flamingo").Flamingo(
-        clip, language, -1, found.image_token_id, vis_dim=tower["vision_cfg"]["width"],
-        cross_attn_every_n_layers=found.fusion["every"],
-    )  # fmt: skip
-    put(model, take_weights(source, key_map(source)))
-    model.requires_grad_(False)
-    model.perceiver.requires_grad_(True)
-    model.lang_encoder.gated_cross_attn_layers.requires_grad_(True)
-    model.lang_encoder.get_input_embeddings().requires_grad_(True)
-    return model, list(range(found.first_new_token, size))
-
-
-def put(model: Any, weights: dict[str, Tensor]) -> None:
-    """Every parameter that their forward reads, each from a weight of ours."""
-    names = {name for name, _ in model.named_parameters()}
-    repeated = ("lang_encoder.old_decoder_blocks.", "lang_encoder.gated_cross_attn_layers.")
-    given = model.load_state_dict(weights, strict=False)
-    again = {id(p) for name, p in model.named_parameters(remove_duplicate=False) if name in weights}
-    left = [
-        name for name, p in model.named_parameters(remove_duplicate=False)
-        if id(p) not in again and name != "vision_encoder.proj" and not name.startswith(repeated)
-    ]  # fmt: skip
-    if left or given.unexpected_keys:
-        raise SystemExit(
-            f"weights that do not match: {left[:3]} of {len(names)}, {given.unexpected_keys[:3]}"
-        )
-
-
-def package(name: str) -> ModuleType:
-    """A module of `open_flamingo/src`: the package itself imports what need not be installed."""
-    found = importlib.util.find_spec("open_flamingo")
-    if found is None or found.origin is None:
-        raise SystemExit("open-flamingo is not installed; expected open-flamingo==2.0.1 (make setup)")
-    if "open_flamingo_src" not in sys.modules:
-        parent = ModuleType("open_flamingo_src")
-        parent.__path__ = [str(Path(found.origin).parent / "src")]
-        sys.modules["open_flamingo_src"] = parent
-    return importlib.import_module(f"open_flamingo_src.{name}")
 
 
 def forget_peak(device: str) -> None:

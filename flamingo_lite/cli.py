@@ -13,6 +13,7 @@ from typing import NoReturn
 
 import flamingo_lite
 from flamingo_lite.commands import (
+    bench,
     chat,
     compare,
     contamination,
@@ -62,6 +63,7 @@ COMMANDS: dict[str, ModuleType] = {
     "export": export,
     "plan": plan,
     "dashboard": dashboard,
+    "bench": bench,
 }
 
 # Read when the libraries are imported: no bars for files of a few MB, no warning about forked tokenizers.

@@ -21,9 +21,10 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from flamingo_lite.errors import FlamingoError
 from flamingo_lite.models.language import decoder_layers
 from flamingo_lite.models.parts import keep_weights
+from flamingo_lite.nn.attention import Layout
 from flamingo_lite.nn.cache import Media, MediaCache
 from flamingo_lite.nn.gated import GatedConfig, GatedCrossAttention
-from flamingo_lite.nn.masks import MediaLayout, PreviousLayout, media_layout, previous_layout
+from flamingo_lite.nn.masks import media_layout, previous_layout, step_layout
 
 Fused = tuple[dict[str, Any], AbstractContextManager[None]]
 """The inputs of the language model, and the context to run it in."""
@@ -36,7 +37,7 @@ class FusionContext:
     """
 
     media: Tensor | MediaCache
-    layout: MediaLayout | PreviousLayout
+    layout: Layout
 
 
 class FusionSlot:
@@ -71,8 +72,10 @@ class CrossAttentionFusion:
         context = FusionContext(fusion_media(media.cache, media.tokens), self._layout(media))
         return inputs, self.slot.holding(context)
 
-    def _layout(self, media: Media) -> MediaLayout | PreviousLayout:
+    def _layout(self, media: Media) -> Layout:
         if self.sees == "immediate":
+            if media.index.shape[1] == 1:
+                return step_layout(media.index)
             return media_layout(media.index, len(media.cache))
         if media.first is None and media.is_packed:
             raise FlamingoError(

@@ -70,10 +70,13 @@ class PrefixFusion:
         ids, past = inputs["input_ids"], inputs[CACHE]
         seen = 0 if past is None else int(past.get_seq_length())
         is_mark, n = ids == self.image_token_id, media.tokens.shape[1]
-        check_marks(is_mark, media.index, n, is_continued=seen > 0)
         embedded = self.language.get_input_embeddings()(ids)
-        embedded = splice(embedded, media.tokens, media_token_index(is_mark, media.index, n))
         inputs = {name: value for name, value in inputs.items() if name != "input_ids"}
+        if seen > 0 and ids.shape[1] == 1 and not bool(is_mark.any()):
+            # A step of generating: without a mark nothing is out of place, and nothing is put in.
+            return {**inputs, "inputs_embeds": embedded}, nullcontext()
+        check_marks(is_mark, media.index, n, is_continued=seen > 0)
+        embedded = splice(embedded, media.tokens, media_token_index(is_mark, media.index, n))
         if self.bidirectional and bool(is_mark.any()):
             masks = self._causal_masks(inputs["attention_mask"], past, seen, embedded)
             inputs["attention_mask"] = see_whole_images(masks, image_number(is_mark, n), seen)

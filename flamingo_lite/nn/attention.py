@@ -12,10 +12,13 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor
 
-from flamingo_lite.nn.masks import MediaLayout, PreviousLayout
+from flamingo_lite.nn.masks import MediaLayout, PreviousLayout, StepLayout
+
+Layout = MediaLayout | StepLayout | PreviousLayout
+"""Which images the text positions of a batch read."""
 
 
-def attend(query: Tensor, key: Tensor, value: Tensor, layout: MediaLayout | PreviousLayout) -> Tensor:
+def attend(query: Tensor, key: Tensor, value: Tensor, layout: Layout) -> Tensor:
     """(b t h e) queries over the latents (m k n e) of all images -> (b t h e).
 
     A position without an image gets exactly zero. Scores are scaled by e^-0.5. Each of the k key and value heads
@@ -23,6 +26,8 @@ def attend(query: Tensor, key: Tensor, value: Tensor, layout: MediaLayout | Prev
     """
     if isinstance(layout, MediaLayout):
         return attend_to_one_image(query, key, value, layout)
+    if isinstance(layout, StepLayout):
+        return attend_in_a_step(query, key, value, layout)
     return attend_to_previous_images(query, key, value, layout)
 
 
@@ -30,8 +35,7 @@ def attend_to_one_image(query: Tensor, key: Tensor, value: Tensor, layout: Media
     """*Immediate*: positions that read one image form a group, and a group attends to that image's n latents
     only.
 
-    No mask and no score for an unseen image is ever formed; a decoding step is the case of groups of one
-    position.
+    No mask and no score for an unseen image is ever formed.
     """
     b, t, h, _ = query.shape
     flat = rearrange(query, "b t h e -> (b t) (h e)")
@@ -43,6 +47,15 @@ def attend_to_one_image(query: Tensor, key: Tensor, value: Tensor, layout: Media
     out = rearrange(_scaled_dot_product(groups, key, value), "g h c e -> (g c) (h e)")
     result = torch.zeros_like(flat).index_copy(0, layout.attending, out.index_select(0, layout.slots))
     return rearrange(result, "(b t) (h e) -> b t h e", b=b, h=h)
+
+
+def attend_in_a_step(query: Tensor, key: Tensor, value: Tensor, layout: StepLayout) -> Tensor:
+    """*Immediate*, one position a row: each row fetches the latents of its image, however many images there are."""
+    if len(key) == 0:
+        return _connected_zeros(query, key, value)
+    key, value = key.index_select(0, layout.images), value.index_select(0, layout.images)
+    out = _scaled_dot_product(query.transpose(1, 2), key, value).transpose(1, 2)
+    return out.masked_fill(~layout.has_image[:, None, None, None], 0.0)
 
 
 def attend_to_previous_images(query: Tensor, key: Tensor, value: Tensor, layout: PreviousLayout) -> Tensor:

@@ -16,10 +16,9 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from flamingo_lite.errors import FlamingoError
-from flamingo_lite.nn.attention import attend
+from flamingo_lite.nn.attention import Layout, attend
 from flamingo_lite.nn.cache import MediaCache
 from flamingo_lite.nn.feed_forward import FEED_FORWARDS
-from flamingo_lite.nn.masks import MediaLayout, PreviousLayout
 from flamingo_lite.nn.sizes import check_optional_sizes, check_sizes
 from flamingo_lite.nn.whole import whole
 
@@ -160,7 +159,7 @@ class CrossAttention(nn.Module):
         query = rearrange(self.to_q(self.norm(x)), "b t (h e) -> b t h e", h=self.heads)
         return _normed(query, self.norm_query)
 
-    def forward(self, x: Tensor, key: Tensor, value: Tensor, layout: MediaLayout | PreviousLayout) -> Tensor:
+    def forward(self, x: Tensor, key: Tensor, value: Tensor, layout: Layout) -> Tensor:
         query = self.query(x)
         return self.to_out(rearrange(attend(query, key, value, layout), "b t h e -> b t (h e)"))
 
@@ -187,7 +186,7 @@ class GatedCrossAttention(nn.Module):
         self.feed_forward = FEED_FORWARDS[config.feed_forward](norm, width, inner)
         self.feed_forward_gate = _first_gate(width, config)
 
-    def forward(self, x: Tensor, media: Tensor | MediaCache, layout: MediaLayout | PreviousLayout) -> Tensor:
+    def forward(self, x: Tensor, media: Tensor | MediaCache, layout: Layout) -> Tensor:
         """(b t d) -> (b t d). `media`: tokens (m n d_media) when training, a MediaCache when projections are
         reused.
         """

@@ -34,6 +34,17 @@ class MediaLayout:
 
 
 @dataclass(frozen=True)
+class StepLayout:
+    """A decoding step: every row has one position, which reads one image or none.
+
+    Its shapes hang on no number, and nothing waits for the device: a step can be compiled and captured.
+    """
+
+    images: Tensor  # (b) image of each row; any where it reads none
+    has_image: Tensor  # (b) bool: does the row read one?
+
+
+@dataclass(frozen=True)
 class PreviousLayout:
     """What each position reads under *all previous*: a run of its row's candidate images."""
 
@@ -68,6 +79,12 @@ def media_layout(media_index: Tensor, images: int) -> MediaLayout:
     positions = slots.new_zeros(len(group_image) * longest).scatter(0, slots, attending)
     covers = len(group_image) == images and bool((group_image == torch.arange(images, device=device)).all())
     return MediaLayout((b, t), attending, slots, positions.view(-1, longest), group_image, covers)
+
+
+def step_layout(media_index: Tensor) -> StepLayout:
+    """What the rows of `media_index` (b 1) read; equal to `media_layout`, for less."""
+    index = media_index[:, 0]
+    return StepLayout(index.clamp(min=0), index >= 0)
 
 
 def check_media_index(media_index: Tensor, images: int, exact: bool) -> None:

@@ -18,8 +18,9 @@ import torch
 from torch import Tensor, nn
 
 from flamingo_lite.models.model import VisionLanguageModel
+from flamingo_lite.nn.attention import Layout
 from flamingo_lite.nn.gated import CrossAttention, GatedCrossAttention
-from flamingo_lite.nn.masks import MediaLayout, PreviousLayout
+from flamingo_lite.nn.masks import MediaLayout, PreviousLayout, StepLayout
 
 POSITIONS = 256
 """How many positions of a batch are looked at: enough for a mean, few enough to cost nothing."""
@@ -91,8 +92,11 @@ class AttentionWatch:
         self._found[WORDS] = (lengths.sum() / is_word.sum().clamp(min=1)).clamp(min=1e-12)
 
 
-def looked_at(layout: MediaLayout | PreviousLayout) -> Tensor | None:
-    """(k) flat positions (b t) that read an image, evenly spread over those that do; None where none does."""
+def looked_at(layout: Layout) -> Tensor | None:
+    """(k) flat positions (b t) that read an image, evenly spread over those that do; None where none does, and in a
+    step of generating, which is no part of training."""
+    if isinstance(layout, StepLayout):
+        return None
     if isinstance(layout, MediaLayout):
         reading, images = layout.attending, 1
     else:

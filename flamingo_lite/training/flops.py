@@ -48,10 +48,13 @@ class FlopsByPart(TorchDispatchMode):
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
         result = func(*args, **(kwargs or {}))
+        self._count(func, args, kwargs or {}, result)
+        return result
+
+    def _count(self, func: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any], result: Any) -> None:
         count = flop_registry.get(func._overloadpacket)
         if count is not None:
-            self.flops[self._part()] += count(*args, **(kwargs or {}), out_val=result)
-        return result
+            self.flops[self._part()] += count(*args, **kwargs, out_val=result)
 
     def _part(self) -> str | None:
         if self._running:

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from flamingo_lite.nn.attention import attend
-from flamingo_lite.nn.masks import first_images, media_layout, previous_layout
+from flamingo_lite.nn.masks import first_images, media_layout, previous_layout, step_layout
 
 
 def reference(query: Tensor, key: Tensor, value: Tensor, first: Tensor, last: Tensor) -> Tensor:
@@ -73,6 +73,36 @@ def test_images_shared_between_rows_in_any_order() -> None:
     query, key, value = torch.randn(3, 5, 2, 4), torch.randn(4, 2, 3, 4), torch.randn(4, 2, 3, 4)
     out = attend(query, key, value, media_layout(index, 4))
     torch.testing.assert_close(out, reference(query, key, value, index, index))
+
+
+@settings(max_examples=60, deadline=None)
+@given(media_indices(), st.sampled_from([1, 2]), st.integers(0, 2**31))
+def test_a_step_equals_the_same_positions_grouped_by_image(
+    index: Tensor, key_value_heads: int, seed: int
+) -> None:
+    torch.manual_seed(seed)
+    index, images = index[:, -1:], max(int(index.max()) + 1, 1)
+    query = torch.randn(*index.shape, 2, 4, dtype=torch.float64, requires_grad=True)
+    sizes = (images, key_value_heads, 3, 4)
+    key, value = (torch.randn(sizes, dtype=torch.float64, requires_grad=True) for _ in range(2))
+    step, grouped = (
+        attend(query, key, value, step_layout(index)),
+        attend(query, key, value, media_layout(index, images)),
+    )
+    torch.testing.assert_close(step, grouped)
+    weight = torch.randn_like(step)
+    found, wanted = (
+        torch.autograd.grad((out * weight).sum(), (query, key, value)) for out in (step, grouped)
+    )
+    torch.testing.assert_close(found, wanted)
+
+
+def test_a_step_without_any_image_is_zero_and_still_reaches_every_input() -> None:
+    query = torch.randn(2, 1, 2, 4, requires_grad=True)
+    key, value = (torch.randn(0, 2, 3, 4, requires_grad=True) for _ in range(2))
+    out = attend(query, key, value, step_layout(torch.tensor([[-1], [-1]])))
+    assert (out == 0).all()
+    assert all(g is not None for g in torch.autograd.grad(out.sum(), (query, key, value)))
 
 
 def test_media_first_keeps_packed_documents_apart() -> None:

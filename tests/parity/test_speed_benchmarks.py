@@ -1,0 +1,30 @@
+"""The comparisons of speed run on tiny shapes: the sides agree, and a page and its figures are written."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("einops_exts")
+
+BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("name", "peer"),
+    [
+        ("attention", "OpenFlamingo 2.0.1"),
+        ("decoding", "IdeficsForVisionText2Text"),
+        ("prefix", "LlavaForConditionalGeneration"),
+    ],
+)
+def test_a_comparison_ends_with_a_page_and_its_figures(name: str, peer: str, tmp_path: Path) -> None:
+    command = [sys.executable, str(BENCHMARKS / f"{name}.py"), "--small", "--rounds", "3", "--device", "cpu"]
+    subprocess.run([*command, "--output", str(tmp_path)], check=True, timeout=300)
+    found = json.loads((tmp_path / f"{name}.json").read_text())
+    assert found["versions"]["open-flamingo"] == "2.0.1" and found["options"]["small"]
+    page = (tmp_path / f"{name}.md").read_text()
+    assert peer in page and "apart" in page and found["date"] in page
