@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 from typing import Protocol
 
-from flamingo_lite.data.synthetic.conversations import captions, two_images, visual_instructions
+from flamingo_lite.data.synthetic.conversations import captions, many_turns, two_images, visual_instructions
 from flamingo_lite.data.synthetic.naming import naming
 from flamingo_lite.data.synthetic.operators import (
     operator_induction,
@@ -34,4 +34,5 @@ FAMILIES: dict[str, Family] = {
     "captions": captions,
     "visual_instructions": visual_instructions,
     "two_images": two_images,
+    "many_turns": many_turns,
 }

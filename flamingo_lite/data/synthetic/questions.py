@@ -23,6 +23,11 @@ from flamingo_lite.data.synthetic.scenes import (
 )
 
 ALL_KINDS: tuple[Thing, ...] = tuple((colour, shape) for colour in COLOURS for shape in SHAPES)
+SUBJECTS: tuple[Thing, ...] = (
+    *((colour, "") for colour in COLOURS),
+    *(("", shape) for shape in SHAPES),
+    *ALL_KINDS,
+)
 ANY: Thing = ("", "")
 MOST_COUNTED = 5
 
@@ -82,6 +87,15 @@ def ask(kind: str, shown: Scene, generator: random.Random) -> Question | None:
     """A question of `kind` about the scene, each answer equally often; None where there is none to ask."""
     question = KINDS[kind].ask(shown, generator)
     return None if question is None or question.answer(shown.content) is None else question
+
+
+def ask_any_count(shown: Scene, generator: random.Random) -> Question:
+    """A count of anything, 0 to 5; of the numbers that the scene has, each equally often."""
+    by_number: dict[int, list[Thing]] = {}
+    for subject in SUBJECTS:
+        by_number.setdefault(_number(subject, shown.content), []).append(subject)
+    number = generator.choice(sorted(number for number in by_number if number <= MOST_COUNTED))
+    return Question("count", (generator.choice(by_number[number]),))
 
 
 def telling_apart(kind: str, one: Scene, other: Scene, generator: random.Random) -> Question | None:

@@ -13,17 +13,27 @@ from hypothesis import strategies as st
 
 from flamingo_lite.data.synthetic.conversations import (
     captions,
+    many_turns,
     same_question,
     two_images,
     visual_instructions,
 )
 from flamingo_lite.data.synthetic.families import FAMILIES
 from flamingo_lite.data.synthetic.picture import in_words
-from flamingo_lite.data.synthetic.questions import KINDS, ask, draw_scene_with, draw_subject, telling_apart
+from flamingo_lite.data.synthetic.questions import (
+    ANY,
+    KINDS,
+    Scene,
+    ask,
+    ask_any_count,
+    draw_scene_with,
+    draw_subject,
+    telling_apart,
+)
 from flamingo_lite.data.synthetic.scenes import MAX_THINGS, SHAPES, is_held_out
 from flamingo_lite.document import Document, Image, Text
 
-INSTRUCTING = (captions, visual_instructions, two_images)
+INSTRUCTING = (captions, visual_instructions, two_images, many_turns)
 families = st.sampled_from(INSTRUCTING)
 seeds = st.integers(0, 2**32)
 
@@ -85,6 +95,31 @@ def test_with_two_images_each_question_names_the_one_it_is_about_and_both_are_as
     assert len(found) == 3 and {image for _, image, _, _ in found} == {0, 1}
     for _, image, question, _ in found:
         assert re.search(r"\b(first|second)\b", question)[1] == ("first", "second")[image]  # type: ignore[index]
+
+
+@settings(max_examples=100, deadline=None)
+@given(seeds)
+def test_many_turns_ask_nothing_twice_and_name_the_image_where_there_are_two(seed):
+    found = list(turns_of(many_turns(random.Random(seed), in_words)))
+    assert len({(image, question) for _, image, question, _ in found}) == len(found) <= 16
+    for shown, image, question, _ in found:
+        named = re.search(r"\b(first|second)\b", question)
+        assert (named and named[1]) == (("first", "second")[image] if len(shown) == 2 else None)
+
+
+def test_a_scene_is_asked_many_questions_and_two_scenes_often_the_same_ones() -> None:
+    singles, shared, apart = [], 0, 0
+    for seed in range(200):
+        found = list(turns_of(many_turns(random.Random(seed), in_words)))
+        if len(found[0][0]) == 1 and found[0][2] != "what does it say?":
+            singles.append(len(found))
+        asked: dict[str, list[int]] = {}
+        for shown, image, question, _ in found:
+            if len(shown) == 2:
+                asked.setdefault(re.sub("first|second", "", question), []).append(image)
+        shared += sum(len(images) == 2 for images in asked.values())
+        apart += sum(len(images) == 1 for images in asked.values())
+    assert sum(singles) / len(singles) > 8 and shared > 30 and apart > 30
 
 
 @settings(max_examples=100, deadline=None)
@@ -159,6 +194,13 @@ def test_answers_are_equally_frequent(kind: str, answers: list[str]) -> None:
         found[question.answer(shown.content)] += question is not None  # type: ignore[union-attr]
     assert sorted(found) == answers
     assert max(found.values()) < 1.25 * min(found.values())
+
+
+def test_of_the_counts_that_a_scene_has_each_is_asked_for_equally_often() -> None:
+    generator = random.Random(0)
+    shown = Scene((("blue", "star"), ("red", "circle"), ("red", "circle"), ("red", "star")), ANY)
+    found = Counter(ask_any_count(shown, generator).answer(shown.content) for _ in range(2000))
+    assert sorted(found, key=str) == list("0123") and max(found.values()) < 1.25 * min(found.values())
 
 
 @settings(max_examples=200, deadline=None)
