@@ -123,6 +123,36 @@ def test_a_run_under_lmms_eval_gives_our_runners_answers_and_scores(
     assert 0 < sum(s["score"] for s in ours if s["style"] == "ranked_per_token") < len(ours)
 
 
+@pytest.mark.slow
+def test_tasks_of_one_run_keep_their_own_lengths_and_ends(
+    tmp_path: Path, model: Any, processor: Any, image_of: Any
+) -> None:
+    """lmms-eval hands the requests of all its tasks over in one call."""
+    pytest.importorskip("lmms_eval")
+    from lmms_eval.api.instance import Instance
+
+    from flamingo_lite.evaluation.lmms.model import FlamingoLite
+
+    save(model, processor, tmp_path / "model")
+    asked = FlamingoLite(str(tmp_path / "model"), batch_size=4, device="cpu")
+    asked.task_dict = {"any": {"test": [{}]}}
+
+    def requested(**settings: Any) -> Any:
+        arguments = ("how many?", settings, lambda doc: [image_of(1).pil()], 0, "any", "test")
+        return Instance("generate_until", arguments, 0, {"task": "any", "doc_id": 0, "repeats": 1})
+
+    (long,) = asked.generate_until([requested(max_new_tokens=12)])
+    (short,) = asked.generate_until([requested(max_new_tokens=3)])
+    assert len(short) < len(long) and long.startswith(short)
+    stop = long[1]
+    together = [
+        requested(max_new_tokens=3),
+        requested(max_new_tokens=12, until=[stop]),
+        requested(max_new_tokens=12, until=None),
+    ]
+    assert asked.generate_until(together) == [short, long.partition(stop)[0], long]
+
+
 def asked(tasks: list[str], styles: list[str]) -> EvaluationConfig:
     return EvaluationConfig(
         tasks=tasks, splits=["test"], styles=styles, control_styles=styles, shots=[0, 2], seeds=[0], queries=3,
