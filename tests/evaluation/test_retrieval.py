@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -281,6 +283,19 @@ def test_a_sentence_encoder_gives_the_mean_over_a_texts_tokens(
     states = [model(**tokenizer(text, return_tensors="pt")).last_hidden_state[0].mean(0) for text in texts]
     expected = torch.nn.functional.normalize(torch.stack(states), dim=1)
     assert torch.allclose(load_encoder(str(tmp_path), "text").encode(texts), expected, atol=1e-5)
+
+
+def test_the_same_weights_with_another_kind_of_gelu_are_another_encoder(
+    tmp_path: Path, vision_directory: Path
+) -> None:
+    other = shutil.copytree(vision_directory, tmp_path / "other")
+    path = other / "open_clip_config.json"
+    config = json.loads(path.read_text())
+    config["model_cfg"]["quick_gelu"] = True
+    path.write_text(json.dumps(config))
+    copied = shutil.copytree(vision_directory, tmp_path / "copied")
+    first, same, another = (load_encoder(str(d), "image").key for d in (vision_directory, copied, other))
+    assert first == same != another
 
 
 def test_a_models_own_encoder_is_pooled(model: Any, processor: Any, image_of: Any) -> None:
