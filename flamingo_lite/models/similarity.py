@@ -147,6 +147,8 @@ def _transformers(name: str, kind: Kind, device: torch.device | str) -> Similari
         raise FlamingoError(_cannot_load(name, error)) from error
     model = model.eval().requires_grad_(False).to(device)
     if tokenizer is not None:
+        if model.config.is_encoder_decoder:
+            model = model.get_encoder()
         backend = getattr(tokenizer, "backend_tokenizer", None)
         words = sorted(tokenizer.get_vocab().items()) if backend is None else backend.to_str()
         key = _key(model, kind, words, _takes_first(name))
