@@ -153,6 +153,32 @@ def test_tasks_of_one_run_keep_their_own_lengths_and_ends(
     assert asked.generate_until(together) == [short, long.partition(stop)[0], long]
 
 
+@pytest.mark.slow
+def test_the_model_that_takes_messages_answers_our_tasks_as_the_one_that_takes_texts(
+    tmp_path: Path, model: Any, processor: Any
+) -> None:
+    pytest.importorskip("lmms_eval")
+    from lmms_eval.api.instance import Instance
+
+    from flamingo_lite.evaluation.lmms.model import FlamingoLite, FlamingoLiteChat
+
+    save(model, processor, tmp_path / "model")
+    docs = [doc for _, doc in records(tmp_path / "tasks", asked(["operator_induction"], ["direct"]))]
+    tasks, length = TaskFolder(tmp_path / "tasks"), {"max_new_tokens": 4}
+    found = []
+    for made in (FlamingoLite, FlamingoLiteChat):
+        answering = made(str(tmp_path / "model"), batch_size=4, device="cpu")
+        answering.task_dict = {"any": {"test": docs}}
+        requests = []
+        for number, doc in enumerate(docs):
+            texts = (tasks.doc_to_text(doc), length, tasks.doc_to_visual)
+            arguments = texts if made is FlamingoLite else ("", tasks.doc_to_messages, length)
+            about = {"task": "any", "doc_id": number, "repeats": 1}
+            requests.append(Instance("generate_until", (*arguments, number, "any", "test"), number, about))
+        found.append(answering.generate_until(requests))
+    assert found[0] == found[1] and len(set(found[0])) > 1
+
+
 def asked(tasks: list[str], styles: list[str]) -> EvaluationConfig:
     return EvaluationConfig(
         tasks=tasks, splits=["test"], styles=styles, control_styles=styles, shots=[0, 2], seeds=[0], queries=3,
