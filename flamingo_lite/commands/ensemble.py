@@ -54,12 +54,16 @@ def run(arguments: argparse.Namespace) -> None:
     from rich.console import Console
 
     from flamingo_lite.evaluation.ensemble import complement
-    from flamingo_lite.evaluation.results import write_samples
+    from flamingo_lite.evaluation.results import SAMPLES, write_samples
     from flamingo_lite.evaluation.science_qa_judge import judge_science_qa
     from flamingo_lite.evaluation.tasks import items_of
     from flamingo_lite.teacher import make_asker, make_teacher
 
     check_choice("way of joining", arguments.by, WAYS)
+    if (arguments.to / SAMPLES).is_file() and not (arguments.to / ENSEMBLE).is_file():
+        raise FlamingoError(
+            f"--to is {arguments.to}, which holds an evaluation of its own; choose another folder"
+        )
     chosen, options = settings(arguments.overrides, arguments.by == "judge")
     named = {"folder": str(arguments.folder)} | (
         {"images": str(arguments.images)} if arguments.images else {}
@@ -103,9 +107,8 @@ def settings(words: "Sequence[str]", has_teacher: bool) -> "tuple[dict[str, dict
 def cell_in(directory: Path, wanted: "Mapping[str, str]") -> list[dict[str, Any]]:
     """ScienceQA's samples in a folder whose fields are as wanted.
 
-    Errors: `FlamingoError` for a field that samples do not have, and where no sample is left, or a question comes twice.
+    Errors: `FlamingoError` for a field, or a value of one, that samples do not have.
     """
-    from flamingo_lite.evaluation.ensemble import cell
     from flamingo_lite.evaluation.results import load_samples
 
     samples = [sample for sample in load_samples(directory) if sample["task"] == TASK]
@@ -113,13 +116,11 @@ def cell_in(directory: Path, wanted: "Mapping[str, str]") -> list[dict[str, Any]
         raise FlamingoError(
             f"{directory} has no sample of {TASK}; expected an evaluation of eval.tasks=[{TASK}]"
         )
-    for key in wanted:
+    for key, value in wanted.items():
         check_choice("field of samples.jsonl", key, samples[0])
-    texts = [{**sample, "_texts": {key: str(sample.get(key)) for key in wanted}} for sample in samples]
-    return [
-        {key: value for key, value in sample.items() if key != "_texts"}
-        for sample in cell(texts, **({"_texts": dict(wanted)} if wanted else {}))
-    ]
+        check_choice(f"{key} in {directory}", value, sorted({str(sample.get(key)) for sample in samples}))
+        samples = [sample for sample in samples if str(sample.get(key)) == value]
+    return samples
 
 
 def write_figures(

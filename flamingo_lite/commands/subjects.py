@@ -81,6 +81,11 @@ def subject_of(name: str, choice: "ModelChoice", config: "Config", processes: in
     path = fetched(choice.hub, choice.revision) if choice.hub else Path(choice.path)
     if choice.kind == "transformers" or (choice.kind == "auto" and is_of_transformers(path)):
         return transformers_subject(name, path, choice, config)
+    if choice.dtype != "auto":
+        raise FlamingoError(
+            f"models.{name} names a dtype, and our models run in that of their files; leave it out, or say "
+            "kind: transformers where that reads the model, too"
+        )
     load_processor(path)
     return Subject(
         name, loader(path, config, processes, load), weights_sha256(path), rendering=choice.rendering
@@ -110,8 +115,8 @@ def transformers_subject(name: str, path: Path, choice: "ModelChoice", config: "
         answers = TransformersAnswers(model, processor, config.eval.batch_size)
         return answers.generate, answers.rank
 
-    info = {"run_by": "transformers", **({"hub": choice.hub} if choice.hub else {})}
-    info |= {"revision": path.name} if choice.hub else {}
+    info = {"run_by": "transformers", "dtype": choice.dtype}
+    info |= {"hub": choice.hub, "revision": path.name} if choice.hub else {}
     return Subject(name, load_answers, weights_sha256(path), info, rendering)
 
 

@@ -42,29 +42,47 @@ def load_contamination(path: str | Path) -> dict[str, Any]:
 
 def excluded(path: str | None) -> Excluded:
     """What the list at `path` leaves out; nothing without one. Errors: as `load_contamination`."""
-    if path is None:
-        return {}
+    return {} if path is None else _listed(path)[0]
+
+
+def looked_for(path: str | None) -> Mapping[tuple[str, str, str], int]:
+    """How many examples the list at `path` was made of, by task, split and role. Errors: as `load_contamination`."""
+    return {} if path is None else _listed(path)[1]
+
+
+def _listed(path: str) -> tuple[Excluded, Mapping[tuple[str, str, str], int]]:
     try:
         status = Path(path).stat()
     except OSError:
         load_contamination(path)
         raise
-    return _excluded(path, status.st_size, status.st_mtime_ns)
+    return _read(path, status.st_size, status.st_mtime_ns)
 
 
 # The size and the time of the last change are here for the cache: a list that has changed is read anew.
 @lru_cache(maxsize=4)
-def _excluded(path: str, size: int, changed: int) -> Excluded:
+def _read(path: str, size: int, changed: int) -> tuple[Excluded, Mapping[tuple[str, str, str], int]]:
+    found = load_contamination(path)
     ids: dict[tuple[str, str, str], set[str]] = {}
-    for entry in load_contamination(path)["found"]:
+    for entry in found["found"]:
         ids.setdefault((entry["task"], entry["split"], entry["role"]), set()).add(entry["id"])
-    return {group: frozenset(found) for group, found in ids.items()}
+    counts = {(entry["task"], entry["split"], entry["role"]): entry.get("n", 0) for entry in found["tasks"]}
+    return {group: frozenset(each) for group, each in ids.items()}, counts
 
 
 def exclusion_lines(results: Mapping[str, Any]) -> list[str]:
-    """What a run's headline says of what was left out."""
-    return [
-        f"{entry['task']}, {entry['split']}: {entry['queries']:,} of {entry['of']:,} queries and {entry['support']:,} "
-        "demonstrations were left out, because they were met in training"
-        for entry in results.get("excluded") or ()
-    ]
+    """What a run's headline says of what was left out, and of what the list says nothing about."""
+    lines = []
+    for entry in results.get("excluded") or ():
+        where = f"{entry['task']}, {entry['split']}"
+        if entry["queries"] or entry["support"]:
+            lines.append(
+                f"{where}: {entry['queries']:,} of {entry['of']:,} queries and {entry['support']:,} demonstrations were "
+                "left out, because they were met in training"
+            )
+        if unknown := entry.get("not_looked_for", 0):
+            lines.append(
+                f"{where}: {unknown:,} of {entry['of']:,} queries were never looked for in training; make the list with "
+                "the tasks, splits and eval.queries of this evaluation"
+            )
+    return lines

@@ -12,7 +12,7 @@ from flamingo_lite.document import Document, Text
 from flamingo_lite.errors import FlamingoError
 from flamingo_lite.evaluation.conditions import CONDITIONS, Episode, blanked
 from flamingo_lite.evaluation.demonstrations import Example, episode_generator
-from flamingo_lite.evaluation.exclusion import excluded
+from flamingo_lite.evaluation.exclusion import excluded, looked_for
 from flamingo_lite.evaluation.ranking import NEEDS_CONTENT_FREE
 from flamingo_lite.evaluation.rendering import RENDERINGS, rendered_answer
 from flamingo_lite.evaluation.selection import (
@@ -263,15 +263,18 @@ def query_ids(setting: Setting, config: EvaluationConfig) -> Sequence[int]:
 
 
 def left_out(config: EvaluationConfig) -> list[dict[str, Any]]:
-    """Of each task and split, how many queries and demonstrations `exclude` leaves out, where it leaves out any."""
+    """Of each task and split, how many queries and demonstrations `exclude` leaves out, and of how many queries it says
+    nothing, where there are any."""
     found = []
     for task, split in {(setting.task, setting.split): None for setting in settings(config)}:
         setting = Setting(task, split, "", "standard", 0)
         count = query_count(setting, config)
         queries = count - len(query_ids(setting, config))
         support = len(excluded(config.exclude).get((task, split, "support"), ()))
-        if queries or support:
-            found.append({"task": task, "split": split, "queries": queries, "of": count, "support": support})
+        known = looked_for(config.exclude).get((task, split, "query"), 0) if config.exclude else count
+        out = {"queries": queries, "of": count, "support": support, "not_looked_for": max(0, count - known)}
+        if queries or support or known < count:
+            found.append({"task": task, "split": split, **out})
     return found
 
 

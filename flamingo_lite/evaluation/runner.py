@@ -165,9 +165,10 @@ def identity_of(subjects: Sequence[Subject], config: EvaluationConfig) -> dict[s
 
 
 def _weights(subject: Subject) -> Any:
-    """What tells a model from another of its name: its weights, or where it is asked."""
-    has_address = subject.checkpoint_sha is None and subject.info
-    return dict(subject.info) if has_address else subject.checkpoint_sha
+    """What tells a model from another of its name: its weights, and where it is asked or by whom it is run."""
+    if not subject.info:
+        return subject.checkpoint_sha
+    return dict(subject.info) | ({"checkpoint_sha": subject.checkpoint_sha} if subject.checkpoint_sha else {})
 
 
 def _begin(

@@ -343,11 +343,21 @@ def frozen_sha256(model: nn.Module) -> dict[str, str]:
     """sha256 of the frozen parameters of each part ("vision", "language", ...): names, types, shapes and
     bytes.
     """
-    digests: dict[str, hashlib._Hash] = {}
-    for name, parameter in sorted(model.named_parameters(), key=lambda item: item[0]):
-        if parameter.requires_grad:
-            continue
-        digest = digests.setdefault(name.split(".")[0], hashlib.sha256())
-        digest.update(f"{name} {parameter.dtype} {tuple(parameter.shape)}".encode())
-        digest.update(whole(parameter.detach()).cpu().reshape(-1).view(torch.uint8).numpy().tobytes())
-    return {part: digest.hexdigest() for part, digest in digests.items()}
+    parts: dict[str, list[tuple[str, Tensor]]] = {}
+    for name, parameter in model.named_parameters():
+        if not parameter.requires_grad:
+            parts.setdefault(name.split(".")[0], []).append((name, parameter))
+    return {part: _sha256_of(named) for part, named in sorted(parts.items())}
+
+
+def sha256_of_module(module: nn.Module) -> str:
+    """sha256 of all parameters and buffers, of those too that a policy trains: names, types, shapes and bytes."""
+    return _sha256_of([*module.named_parameters(), *module.named_buffers()])
+
+
+def _sha256_of(named: Iterable[tuple[str, Tensor]]) -> str:
+    digest = hashlib.sha256()
+    for name, tensor in sorted(named, key=lambda item: item[0]):
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        digest.update(whole(tensor.detach()).cpu().reshape(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()

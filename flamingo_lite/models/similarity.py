@@ -24,7 +24,7 @@ from flamingo_lite.models import vision_open_clip
 from flamingo_lite.models.language import LOADING_ERRORS, LanguageConfig, load_tokenizer
 from flamingo_lite.models.model import VisionLanguageModel
 from flamingo_lite.models.parts import backbone_directory
-from flamingo_lite.models.policy import frozen_sha256
+from flamingo_lite.models.policy import sha256_of_module
 from flamingo_lite.models.vision import VisionConfig, vision_tower
 from flamingo_lite.names import unknown
 from flamingo_lite.processing import VisionLanguageProcessor
@@ -84,8 +84,9 @@ def _unit(features: Tensor) -> Tensor:
 
 
 def _key(module: nn.Module, *rest: object) -> str:
-    module.requires_grad_(False)
-    return hashlib.sha256(repr((sorted(frozen_sha256(module).items()), rest)).encode()).hexdigest()[:32]
+    # Its layers as well: the same weights give other features with another kind of GELU.
+    layers = [type(layer).__name__ for layer in module.modules()]
+    return hashlib.sha256(repr((sha256_of_module(module), layers, rest)).encode()).hexdigest()[:32]
 
 
 def _open_clip(
@@ -146,6 +147,8 @@ def _transformers(name: str, kind: Kind, device: torch.device | str) -> Similari
         raise FlamingoError(_cannot_load(name, error)) from error
     model = model.eval().requires_grad_(False).to(device)
     if tokenizer is not None:
+        if model.config.is_encoder_decoder:
+            model = model.get_encoder()
         backend = getattr(tokenizer, "backend_tokenizer", None)
         words = sorted(tokenizer.get_vocab().items()) if backend is None else backend.to_str()
         key = _key(model, kind, words, _takes_first(name))

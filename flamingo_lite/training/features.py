@@ -5,14 +5,14 @@ Shape letters: m images, k of them known, c channels, h height, w width, p patch
 
 from dataclasses import asdict
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from flamingo_lite.data.features import FeatureCache, FeatureCacheConfig, KnownFeatures
 from flamingo_lite.data.stores import parse_bytes
 from flamingo_lite.errors import FlamingoError
 from flamingo_lite.evaluation.results import sha256_of_json
 from flamingo_lite.models.model import VisionLanguageModel
-from flamingo_lite.models.policy import frozen_sha256
+from flamingo_lite.models.policy import sha256_of_module
 from flamingo_lite.processing import VisionLanguageProcessor
 
 
@@ -43,9 +43,9 @@ def open_features(
 def features_key(
     model: VisionLanguageModel, processor: VisionLanguageProcessor, precision: str, draft: bool
 ) -> str:
-    """The name of all that features depend on."""
+    """The name of all that features depend on, of an encoder that was trained as well."""
     depends_on = {
-        "encoder": frozen_sha256(nn.ModuleDict({"vision": model.vision})),
+        "encoder": sha256_of_module(model.vision),
         "tower": model.config.vision_tower,
         "transform": asdict(processor.image_transform),
         "precision": precision,

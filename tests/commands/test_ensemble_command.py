@@ -104,9 +104,18 @@ def test_of_several_cells_one_is_chosen(words: list[str], tmp_path: Path, capsys
         (["--by", "complement", "model=m"], "only --by judge has one"),
         (["--by", "complement", "third.shots=0"], "expected first.KEY=VALUE"),
         (["--by", "complement", "first.shot=0"], "did you mean 'shots'"),
-        (["--by", "complement", "first.shots=7"], "no sample has"),
+        (["--by", "complement", "first.shots=7"], "unknown shots in"),
     ],
 )
 def test_what_is_wrong_is_one_line(words: list[str], more: list[str], line: str, capsys: Any) -> None:
     assert cli.main([*words, *more]) == 2
     assert line in capsys.readouterr().err
+
+
+def test_an_evaluation_is_not_written_over(words: list[str], tmp_path: Path, capsys: Any) -> None:
+    before = (tmp_path / "first" / "samples.jsonl").read_bytes()
+    assert cli.main([*words, "--by", "complement", f"--to={tmp_path / 'first'}"]) == 2
+    assert "holds an evaluation of its own" in capsys.readouterr().err
+    assert (tmp_path / "first" / "samples.jsonl").read_bytes() == before
+    for _ in range(2):
+        assert cli.main([*words, "--by", "complement"]) == 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -59,3 +60,19 @@ def test_a_model_behind_an_endpoint_has_no_encoder_to_choose_by(
     ]
     assert cli.main(asked) == 2
     assert "models.far has no vision encoder" in capsys.readouterr().err
+
+
+def test_tasks_for_lmms_eval_have_the_same_demonstrations(
+    tmp_path: Path, words: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    asked = [*words, "eval.selector=rices_image"]
+    tasks = [asked[0], "lmms", "--to", str(tmp_path / "tasks"), *asked[1:]]
+    assert cli.main(tasks) == 2
+    assert "name one with eval.image_encoder" in capsys.readouterr().err
+    assert not (tmp_path / "tasks").exists()
+    assert cli.main([*tasks, "eval.image_encoder=tiny"]) == 0
+    own = [f"checkpoint={tmp_path / 'model'}", f"output={tmp_path / 'out'}"]
+    assert cli.main([*asked, *own, "eval.image_encoder=tiny"]) == 0
+    (path,) = (tmp_path / "tasks").glob("*.jsonl")
+    written = {row["query_id"]: row["prompt_sha"] for row in map(json.loads, path.read_text().splitlines())}
+    assert written == {s["query_id"]: s["prompt_sha"] for s in load_samples(tmp_path / "out")}

@@ -119,6 +119,18 @@ def test_what_was_met_is_neither_asked_nor_shown(listed: Path, solve: Generate, 
     assert all(redrawn(sample, None) is not None for sample in samples)
 
 
+def test_queries_that_a_list_does_not_know_are_named_above_the_table(listed: Path, solve: Generate) -> None:
+    def lines(**changes: Any) -> list[str]:
+        return exclusion_lines(evaluate(solve, asked(exclude=str(listed), **changes), None))
+
+    more = lines(queries=QUERIES + 2)
+    assert (
+        f"operator_induction, test: 2 of {QUERIES + 2} queries were never looked for in training" in more[1]
+    )
+    (other,) = lines(splits=["held_out_rule"])
+    assert other.startswith(f"operator_induction, held_out_rule: {QUERIES} of {QUERIES} queries were never")
+
+
 def test_without_a_list_nothing_is_left_out_and_nothing_said(solve: Generate) -> None:
     results = evaluate(solve, asked(), None)
     assert exclusion_lines(results) == [] and {cell["n_queries"] for cell in results["cells"]} == {QUERIES}

@@ -123,6 +123,62 @@ def test_a_run_under_lmms_eval_gives_our_runners_answers_and_scores(
     assert 0 < sum(s["score"] for s in ours if s["style"] == "ranked_per_token") < len(ours)
 
 
+@pytest.mark.slow
+def test_tasks_of_one_run_keep_their_own_lengths_and_ends(
+    tmp_path: Path, model: Any, processor: Any, image_of: Any
+) -> None:
+    """lmms-eval hands the requests of all its tasks over in one call."""
+    pytest.importorskip("lmms_eval")
+    from lmms_eval.api.instance import Instance
+
+    from flamingo_lite.evaluation.lmms.model import FlamingoLite
+
+    save(model, processor, tmp_path / "model")
+    asked = FlamingoLite(str(tmp_path / "model"), batch_size=4, device="cpu")
+    asked.task_dict = {"any": {"test": [{}]}}
+
+    def requested(**settings: Any) -> Any:
+        arguments = ("how many?", settings, lambda doc: [image_of(1).pil()], 0, "any", "test")
+        return Instance("generate_until", arguments, 0, {"task": "any", "doc_id": 0, "repeats": 1})
+
+    (long,) = asked.generate_until([requested(max_new_tokens=12)])
+    (short,) = asked.generate_until([requested(max_new_tokens=3)])
+    assert len(short) < len(long) and long.startswith(short)
+    stop = long[1]
+    together = [
+        requested(max_new_tokens=3),
+        requested(max_new_tokens=12, until=[stop]),
+        requested(max_new_tokens=12, until=None),
+    ]
+    assert asked.generate_until(together) == [short, long.partition(stop)[0], long]
+
+
+@pytest.mark.slow
+def test_the_model_that_takes_messages_answers_our_tasks_as_the_one_that_takes_texts(
+    tmp_path: Path, model: Any, processor: Any
+) -> None:
+    pytest.importorskip("lmms_eval")
+    from lmms_eval.api.instance import Instance
+
+    from flamingo_lite.evaluation.lmms.model import FlamingoLite, FlamingoLiteChat
+
+    save(model, processor, tmp_path / "model")
+    docs = [doc for _, doc in records(tmp_path / "tasks", asked(["operator_induction"], ["direct"]))]
+    tasks, length = TaskFolder(tmp_path / "tasks"), {"max_new_tokens": 4}
+    found = []
+    for made in (FlamingoLite, FlamingoLiteChat):
+        answering = made(str(tmp_path / "model"), batch_size=4, device="cpu")
+        answering.task_dict = {"any": {"test": docs}}
+        requests = []
+        for number, doc in enumerate(docs):
+            texts = (tasks.doc_to_text(doc), length, tasks.doc_to_visual)
+            arguments = texts if made is FlamingoLite else ("", tasks.doc_to_messages, length)
+            about = {"task": "any", "doc_id": number, "repeats": 1}
+            requests.append(Instance("generate_until", (*arguments, number, "any", "test"), number, about))
+        found.append(answering.generate_until(requests))
+    assert found[0] == found[1] and len(set(found[0])) > 1
+
+
 def asked(tasks: list[str], styles: list[str]) -> EvaluationConfig:
     return EvaluationConfig(
         tasks=tasks, splits=["test"], styles=styles, control_styles=styles, shots=[0, 2], seeds=[0], queries=3,

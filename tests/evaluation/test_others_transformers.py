@@ -9,10 +9,13 @@ import pytest
 import torch
 
 from flamingo_lite import cli
+from flamingo_lite.commands.subjects import subjects_of
+from flamingo_lite.config import Config
 from flamingo_lite.document import Document, Image, Text
 from flamingo_lite.errors import FlamingoError
 from flamingo_lite.evaluation.answers import Written
 from flamingo_lite.evaluation.comparison import compare
+from flamingo_lite.evaluation.grid import EvaluationConfig
 from flamingo_lite.evaluation.metrics import GenerationFailure
 from flamingo_lite.evaluation.others.loading import is_of_transformers, load_model, load_processor
 from flamingo_lite.evaluation.others.transformers_answers import TransformersAnswers
@@ -20,6 +23,7 @@ from flamingo_lite.evaluation.others.writing import image_mark, write
 from flamingo_lite.evaluation.ranking import RANKINGS, Likelihood
 from flamingo_lite.evaluation.rendering import RENDERINGS, rendered_answer
 from flamingo_lite.evaluation.results import load_results, load_samples
+from flamingo_lite.evaluation.runner import identity_of
 from flamingo_lite.evaluation.systems import paired, read_runs
 from tests.evaluation.peers import PEERS, llava
 
@@ -157,6 +161,9 @@ def refused(words: list[str], capsys: Any) -> str:
         ("{path: EMPTY, kind: transformers}", "config.json"),
         ("{endpoint: sk-abcdef}", "the key stays in the environment"),
         ("{endpoint: m, budget: lots}", "budget is 'lots'; expected a whole number"),
+        ("{path: DIR, temperature: 0.5}", "names temperature, which is of models behind an endpoint"),
+        ("{endpoint: m, dtype: float16}", "names dtype, which is of models that run here"),
+        ("{path: DIR, dtype: float16}", "names a dtype, and our models run in that of their files"),
         ("[DIR]", "expected a directory, or {hub: NAME}"),
     ],
 )
@@ -168,6 +175,19 @@ def test_what_is_wrong_with_a_model_is_one_line(said: str, words: str, tmp_path:
     (tmp_path / "empty").mkdir()
     said = said.replace("DIR", str(directory)).replace("EMPTY", str(tmp_path / "empty"))
     assert words in refused([f"models={{a: {said}}}", f"output={tmp_path / 'out'}"], capsys)
+
+
+@pytest.mark.parametrize("otherwise", [{"kind": "auto"}, {"dtype": "bfloat16"}])
+def test_the_same_weights_run_otherwise_are_another_evaluation(
+    otherwise: dict[str, str], tmp_path: Path
+) -> None:
+    directory = llava(tmp_path / "llava")
+    said = {"path": str(directory), "kind": "transformers", "rendering": "interleaved"}
+    identities = [
+        identity_of(subjects_of(Config(models={"a": {**said, **change}}), 1), EvaluationConfig())
+        for change in ({}, otherwise)
+    ]
+    assert identities[0] != identities[1]
 
 
 def test_a_hub_model_without_a_network_is_one_line(

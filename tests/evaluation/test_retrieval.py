@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -281,6 +283,37 @@ def test_a_sentence_encoder_gives_the_mean_over_a_texts_tokens(
     states = [model(**tokenizer(text, return_tensors="pt")).last_hidden_state[0].mean(0) for text in texts]
     expected = torch.nn.functional.normalize(torch.stack(states), dim=1)
     assert torch.allclose(load_encoder(str(tmp_path), "text").encode(texts), expected, atol=1e-5)
+
+
+def test_of_a_model_that_reads_and_writes_apart_the_encoder_reads(
+    tmp_path: Path, language_directory: Path
+) -> None:
+    """Such as sentence-t5 and gtr."""
+    from transformers import AutoTokenizer, T5Config, T5Model
+
+    sizes = {"vocab_size": 300, "d_model": 16, "d_ff": 16, "num_layers": 1, "num_heads": 2, "d_kv": 8}
+    model = T5Model(T5Config(**sizes, decoder_start_token_id=0)).eval()
+    model.save_pretrained(tmp_path)
+    tokenizer = AutoTokenizer.from_pretrained(language_directory)
+    tokenizer.save_pretrained(tmp_path)
+    ids = tokenizer("two", return_tensors="pt")
+    mean = model.get_encoder()(**ids).last_hidden_state[0].mean(0)
+    assert torch.allclose(
+        load_encoder(str(tmp_path), "text").encode(["two"])[0], mean / mean.norm(), atol=1e-5
+    )
+
+
+def test_the_same_weights_with_another_kind_of_gelu_are_another_encoder(
+    tmp_path: Path, vision_directory: Path
+) -> None:
+    other = shutil.copytree(vision_directory, tmp_path / "other")
+    path = other / "open_clip_config.json"
+    config = json.loads(path.read_text())
+    config["model_cfg"]["quick_gelu"] = True
+    path.write_text(json.dumps(config))
+    copied = shutil.copytree(vision_directory, tmp_path / "copied")
+    first, same, another = (load_encoder(str(d), "image").key for d in (vision_directory, copied, other))
+    assert first == same != another
 
 
 def test_a_models_own_encoder_is_pooled(model: Any, processor: Any, image_of: Any) -> None:

@@ -20,7 +20,7 @@ from flamingo_lite.models.policy import apply_policy
 from flamingo_lite.models.vision import VisionEncoder
 from flamingo_lite.processing import VisionLanguageProcessor
 from flamingo_lite.training.callbacks import read_metrics
-from flamingo_lite.training.features import complete, open_features
+from flamingo_lite.training.features import complete, features_key, open_features
 from flamingo_lite.training.stages import run_stage
 from tests.training.conftest import Recipe
 
@@ -183,6 +183,17 @@ def test_whatever_features_depend_on_is_in_the_key(
     processor.image_transform = replace(processor.image_transform, mean=(0.1, 0.2, 0.3))
     keys.append(key())
     assert len(set(keys)) == 5
+
+
+def test_encoders_that_were_trained_to_other_weights_have_other_keys(
+    model: VisionLanguageModel, processor: VisionLanguageProcessor
+) -> None:
+    """A model that is loaded for an evaluation still has the policy that it was trained with."""
+    apply_policy(model, {"vision.*": "full"})
+    before = features_key(model, processor, "32-true", draft=False)
+    with torch.no_grad():
+        next(model.vision.parameters()).add_(1)
+    assert features_key(model, processor, "32-true", draft=False) != before
 
 
 def test_an_encoder_that_trains_is_refused(

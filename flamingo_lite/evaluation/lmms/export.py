@@ -4,6 +4,7 @@ What is asked, with the demonstrations that we choose, is what our own runner as
 """
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from flamingo_lite.evaluation.grid import EvaluationConfig, Setting, prompts, se
 from flamingo_lite.evaluation.lmms.samples import record, write_images
 from flamingo_lite.evaluation.lmms.tasks import FILES
 from flamingo_lite.evaluation.results import write_atomically
+from flamingo_lite.evaluation.selection import SELECTORS, Selection
 from flamingo_lite.evaluation.tasks import TASKS
 from flamingo_lite.evaluation.tasks.task import Style
 
@@ -34,7 +36,9 @@ process_results, aggregate = _folder.process_results, _folder.aggregate
 '''
 
 
-def write_tasks(config: EvaluationConfig, folder: Path) -> list[str]:
+def write_tasks(
+    config: EvaluationConfig, folder: Path, selectors: Mapping[str, Selection] = SELECTORS
+) -> list[str]:
     """The names of the tasks that were written into `folder`, one for each cell; a task asks under every seed.
 
     Tasks that were written there before are deleted. Errors: `FlamingoError` for a style whose ranking lmms-eval has no
@@ -55,7 +59,7 @@ def write_tasks(config: EvaluationConfig, folder: Path) -> list[str]:
     names = [task_name(setting) for setting in cells]
     for setting, name in zip(cells, names, strict=True):
         lines = []
-        for prompt in prompts(setting, config):
+        for prompt in prompts(setting, config, selectors):
             write_images(prompt.document.images, folder)
             lines.append(json.dumps(record(prompt), ensure_ascii=False) + "\n")
         write_atomically(folder / f"{name}.jsonl", "".join(lines).encode())

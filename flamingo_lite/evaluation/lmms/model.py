@@ -78,18 +78,18 @@ class FlamingoLite(lmms):
     def generate_until(self, requests: list[Instance]) -> list[str]:
         """A text for each request, cut before the first of its `until`."""
         found: dict[int, str] = {}
-        groups: dict[tuple[Any, ...], list[int]] = {}
+        # One call has the requests of all tasks of a run, each with its own settings.
+        groups: dict[tuple[int, tuple[str, ...], tuple[tuple[str, Any], ...]], list[int]] = {}
         for i, request in enumerate(requests):
-            groups.setdefault(_decoding(self._generation(request)), []).append(i)
-        for options, places in groups.items():
-            settings = self._generation(requests[places[0]])
-            longest = settings.get("max_new_tokens") or self.max_new_tokens
-            until = settings.get("until") or []
+            settings = self._generation(request)
+            longest = int(settings.get("max_new_tokens") or self.max_new_tokens)
+            groups.setdefault((longest, _until(settings), _decoding(settings)), []).append(i)
+        for (longest, until, options), places in groups.items():
             for chunk in self._chunks(places):
                 documents = [self._document(requests[i]) for i in chunk]
-                texts = self._generated(documents, int(longest), dict(options))
+                texts = self._generated(documents, longest, dict(options))
                 for i, text in zip(chunk, texts, strict=True):
-                    found[i] = _cut(text, [until] if isinstance(until, str) else until)
+                    found[i] = _cut(text, until)
         return [found[i] for i in range(len(requests))]
 
     def loglikelihood(self, requests: list[Instance]) -> list[Any]:
@@ -219,6 +219,12 @@ def _decoding(settings: dict[str, Any]) -> tuple[tuple[str, Any], ...]:
     if not chosen.get("do_sample"):
         return (("num_beams", beams),) if beams > 1 else ()
     return tuple(chosen.items())
+
+
+def _until(settings: dict[str, Any]) -> tuple[str, ...]:
+    """What ends a text."""
+    until = settings.get("until") or ()
+    return (until,) if isinstance(until, str) else tuple(until)
 
 
 def _cut(text: str, until: Sequence[str]) -> str:

@@ -62,8 +62,19 @@ class ModelChoice:
             raise FlamingoError(
                 "looks as if it held a key; the key stays in the environment, under the name in key_variable"
             )
+        self._check_idle()
         if self.image_tokens < 1:
             raise FlamingoError(f"image_tokens is {self.image_tokens}; expected 1 or more")
+
+    def _check_idle(self) -> None:
+        """Errors: `FlamingoError` for a setting that nothing would follow."""
+        own = ("kind", "dtype")
+        shared = ("path", "hub", "revision", "endpoint", "rendering")
+        for field in fields(self):
+            is_idle = field.name in own if self.endpoint else field.name not in (*own, *shared)
+            if is_idle and getattr(self, field.name) != field.default:
+                of = "models that run here" if self.endpoint else "models behind an endpoint"
+                raise FlamingoError(f"names {field.name}, which is of {of}; leave it out")
 
     @property
     def teacher_options(self) -> TeacherOptions:
