@@ -167,7 +167,7 @@ class Prompt:
     """One prediction to make. `query` as it is, whatever a condition shows instead; `demonstrations` as shown.
 
     Where the answer is ranked, `candidates` are its continuations, which mean `choices`, and `content_free` the
-    prompt against which it is calibrated, if it is.
+    prompt against which it is calibrated, if it is. `failure`: why it is not asked, but counted as failed.
     """
 
     setting: Setting
@@ -181,6 +181,7 @@ class Prompt:
     choices: tuple[str, ...] = ()
     candidates: tuple[Text, ...] = ()
     content_free: Document | None = None
+    failure: str | None = None
 
     @property
     def shown(self) -> Document:
@@ -359,6 +360,7 @@ def build_prompt(
         choices=choices,
         candidates=tuple(continuation(task, query, setting.style, choice) for choice in choices),
         content_free=content_free,
+        failure=selectors[setting.selector].refusal(wanted),
     )
 
 
