@@ -3,7 +3,7 @@
 `build_prompt` is a pure function of its arguments, so that a report can show again what the model was given.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -287,8 +287,13 @@ def asked(
     selectors: Mapping[str, Selection] = SELECTORS,
 ) -> Prompt:
     """One of the `prompts`. Errors: as `build_prompt`."""
-    out = excluded(config.exclude).get((setting.task, setting.split, "support"), frozenset())
-    prompt = build_prompt(setting, query_id, seed, config.files, selectors, out)
+    queries, support = (
+        excluded(config.exclude).get((setting.task, setting.split, role), frozenset())
+        for role in ("query", "support")
+    )
+    prompt = build_prompt(
+        setting, query_id, seed, config.files, selectors, support, lambda other: other.id not in queries
+    )
     longest = config.max_new_tokens
     return prompt if longest is None else replace(prompt, max_new_tokens=longest)
 
@@ -300,9 +305,10 @@ def build_prompt(
     files: Files | None = None,
     selectors: Mapping[str, Selection] = SELECTORS,
     excluded: frozenset[str] = frozenset(),
+    admits_other: Callable[[Example], bool] = lambda example: True,
 ) -> Prompt:
-    """`excluded`: ids that no demonstration has. Errors: `FlamingoError` for an unknown name and for a support smaller
-    than the shots."""
+    """`excluded`: ids that no demonstration has; `admits_other`: whether a query's images may stand in for this one's.
+    Errors: `FlamingoError` for an unknown name and for a support smaller than the shots."""
     _check_names(setting)
     task, condition = TASKS[setting.task], CONDITIONS[setting.condition]
     items, style = items_of(setting.task, files), task.styles[setting.style]
@@ -321,7 +327,7 @@ def build_prompt(
     episode = Episode(
         demonstrations=select(wanted, setting.selector, setting.order, selectors),
         query=query,
-        other=lambda: other_query(items, setting.task, setting.split, query_id, seed),
+        other=lambda: other_query(items, setting.task, setting.split, query_id, seed, admits_other),
     )
     generator = episode_generator(setting.condition, setting.task, setting.split, query_id, seed)
     shown = condition.apply(episode, generator)
