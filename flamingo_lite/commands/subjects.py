@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from flamingo_lite.checkpoints.sums import files_sha256
 from flamingo_lite.errors import FlamingoError
 
 if TYPE_CHECKING:
@@ -18,7 +19,6 @@ if TYPE_CHECKING:
 
     Load = Callable[[Path, str], tuple[VisionLanguageModel, VisionLanguageProcessor]]
 
-WEIGHTS = ("*.safetensors", "*.pt", "*.bin")
 NAME_ONE = "name one with eval.image_encoder (tiny, an open_clip model with its weights, a directory)"
 
 
@@ -88,7 +88,7 @@ def subject_of(name: str, choice: "ModelChoice", config: "Config", processes: in
         )
     load_processor(path)
     return Subject(
-        name, loader(path, config, processes, load), weights_sha256(path), rendering=choice.rendering
+        name, loader(path, config, processes, load), files_sha256(path), rendering=choice.rendering
     )
 
 
@@ -117,7 +117,7 @@ def transformers_subject(name: str, path: Path, choice: "ModelChoice", config: "
 
     info = {"run_by": "transformers", "dtype": choice.dtype}
     info |= {"hub": choice.hub, "revision": path.name} if choice.hub else {}
-    return Subject(name, load_answers, weights_sha256(path), info, rendering)
+    return Subject(name, load_answers, files_sha256(path), info, rendering)
 
 
 def endpoint_subject(name: str, choice: "ModelChoice", config: "Config", processes: int) -> "Subject":
@@ -188,16 +188,3 @@ def loader(
         return answers.generate, answers.rank
 
     return load_answers
-
-
-def weights_sha256(directory: Path) -> str:
-    """sha256 over the names and bytes of the directory's files of weights."""
-    import hashlib
-
-    digest = hashlib.sha256()
-    for path in sorted(path for pattern in WEIGHTS for path in directory.glob(pattern)):
-        digest.update(path.name.encode())
-        with path.open("rb") as file:
-            while block := file.read(1 << 20):
-                digest.update(block)
-    return digest.hexdigest()

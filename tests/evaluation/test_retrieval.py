@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shutil
 from collections.abc import Sequence
@@ -404,6 +405,24 @@ def test_an_encoder_that_is_not_used_is_no_part_of_what_an_evaluation_is() -> No
     assert identity(text_encoder="elsewhere") == identity()
     assert identity(image_encoder="elsewhere") != identity()
     assert identity(selector="random", image_encoder="elsewhere") == identity(selector="random")
+
+
+def test_other_weights_in_an_encoders_directory_make_another_evaluation(tmp_path: Path) -> None:
+    def identity(**changes: Any) -> Any:
+        return identity_of([], asked(image_encoder=str(tmp_path), text_encoder=str(tmp_path), **changes))
+
+    (tmp_path / "README.md").write_text("before")
+    (tmp_path / "model.safetensors").write_bytes(b"first")
+    first = identity(), identity(selector="random")
+    assert set(first[0]["encoders"]) == {"image"} and "encoders" not in first[1]
+    assert set(identity(selector="rices_both")["encoders"]) == {"image", "text"}
+    (tmp_path / "README.md").write_text("after")
+    assert (identity(), identity(selector="random")) == first
+    (tmp_path / "model.safetensors").write_bytes(b"other")
+    assert identity() != first[0] and identity(selector="random") == first[1]
+    assert "encoders" not in identity_of([], asked())
+    by_file = identity_of([], asked(image_encoder=f"ViT-B-32:{tmp_path / 'model.safetensors'}"))
+    assert by_file["encoders"]["image"] == hashlib.sha256(b"other").hexdigest()
 
 
 def test_a_report_draws_a_prompt_again_without_the_encoder(solve: Generate, tmp_path: Path) -> None:
