@@ -154,8 +154,7 @@ def endpoint_subject(name: str, choice: "ModelChoice", config: "Config", process
 
 def _rendering(choice: "ModelChoice", config: "Config", own: str) -> str:
     """What is said of the model, else of the evaluation, else the model's own way."""
-    asked = config.eval.rendering if config.eval.rendering != "interleaved" else own
-    return choice.rendering or asked
+    return choice.rendering or config.eval.rendering or own
 
 
 def key_of_features(model: "VisionLanguageModel", processor: "VisionLanguageProcessor") -> str:

@@ -51,9 +51,9 @@ class EvaluationConfig:
     Of splits, styles and conditions a task takes those that it has.
 
     `files`: what tasks from files read, by task (eval.files.TASK.NAME=PATH); presets look for them in the folder `data`.
-    `selector`, `order`: how demonstrations
-    are chosen and arranged; `zero_shot`: what a prompt without demonstrations begins with. `rendering`: how this model
-    is shown a prompt. `queries`: per split, or all where there are fewer. `max_new_tokens`: in place of each style's own.
+    `selector`, `order`: how demonstrations are chosen and arranged; `zero_shot`: what a prompt without demonstrations
+    begins with. `rendering`: how models are shown a prompt; without it each in its own way, ours interleaved.
+    `queries`: per split, or all where there are fewer. `max_new_tokens`: in place of each style's own.
     `image_encoder`, `text_encoder`: what a selector by similarity compares by, as `models.similarity.load_encoder` takes
     them; without an image encoder it is the model's own. `exclude`: the file of `flamingo-lite eval contamination`, whose
     examples are neither asked nor shown.
@@ -81,7 +81,7 @@ class EvaluationConfig:
     text_encoder: str = "tiny"
     exclude: str | None = None
     zero_shot: str = "plain"
-    rendering: str = "interleaved"
+    rendering: str | None = None
     queries: int = 200
     batch_size: int = 64
     max_new_tokens: int | None = None
@@ -99,7 +99,8 @@ class EvaluationConfig:
         check_choice("selector", self.selector, (*SELECTORS, *BY_SIMILARITY))
         check_choice("order", self.order, ORDERS)
         check_choice("zero_shot", self.zero_shot, ZERO_SHOT)
-        check_choice("rendering", self.rendering, RENDERINGS)
+        if self.rendering is not None:
+            check_choice("rendering", self.rendering, RENDERINGS)
         for name in ("queries", "batch_size", "resamples"):
             if (value := getattr(self, name)) < 1:
                 raise FlamingoError(f"{name} is {value}; expected at least 1")
@@ -118,6 +119,11 @@ class EvaluationConfig:
             raise FlamingoError(f"shots are {self.shots} and {self.control_shots}; expected 0 or more")
         self._check_choices("split", "splits", (*self.splits, *self.control_splits))
         self._check_choices("style", "styles", (*self.styles, *self.control_styles))
+
+    @property
+    def shown_as(self) -> str:
+        """How a model is shown a prompt that has no way of its own."""
+        return "interleaved" if self.rendering is None else self.rendering
 
     def _check_choices(self, kind: str, attribute: str, chosen: Sequence[str]) -> None:
         known = {name: list(getattr(TASKS[name], attribute)) for name in self.tasks}
@@ -208,7 +214,7 @@ class Prompt:
 
 def settings(config: EvaluationConfig) -> list[Setting]:
     """The cells in the order in which they are reported, each once."""
-    shared = config.selector, config.order, config.zero_shot, config.rendering
+    shared = config.selector, config.order, config.zero_shot, config.shown_as
     chosen = {
         Setting(task, split, style, condition, shots, *shared): None
         for task in config.tasks

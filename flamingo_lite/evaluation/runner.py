@@ -159,6 +159,7 @@ def identity_of(subjects: Sequence[Subject], config: EvaluationConfig) -> dict[s
     compared, _ = BY_SIMILARITY.get(config.selector, ((), ""))
     idle = {name for kind, name in COMPARES.items() if kind not in compared}
     named = asdict(config) | ({"exclude": sha256_of(Path(config.exclude))} if config.exclude else {})
+    named["rendering"] = config.shown_as
     out = idle.union(CHANGES_NOTHING, () if config.exclude else ("exclude",))
     chosen = {name: value for name, value in named.items() if name not in out}
     models = {subject.name: _weights(subject) for subject in subjects}
@@ -272,7 +273,7 @@ class _Run:
 
     def _prompt(self, setting: Setting, seed: int, query_id: int) -> Prompt:
         """Built once for all models, however each is shown it."""
-        place = (replace(setting, rendering=self.config.rendering), seed, query_id)
+        place = (replace(setting, rendering=self.config.shown_as), seed, query_id)
         if place not in self.built:
             self.built[place] = asked(place[0], query_id, seed, self.config, self.selectors)
         prompt = self.built[place]
