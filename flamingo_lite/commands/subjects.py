@@ -65,20 +65,27 @@ def is_run_here(choice: "ModelChoice") -> bool:
     """Whether our code runs the model: it is in a directory that is ours, or read as ours."""
     from flamingo_lite.evaluation.others.loading import is_of_transformers
 
-    if not choice.path or choice.kind == "transformers":
+    if choice.endpoint or choice.kind == "transformers":
         return False
-    return choice.kind == "ours" or not is_of_transformers(Path(choice.path))
+    return choice.kind == "ours" or not is_of_transformers(directory_of(choice))
+
+
+def directory_of(choice: "ModelChoice") -> Path:
+    """Where a model lies that runs here; one on the hub is fetched. Errors: as `fetched`."""
+    from flamingo_lite.evaluation.others.loading import fetched
+
+    return fetched(choice.hub, choice.revision) if choice.hub else Path(choice.path)
 
 
 def subject_of(name: str, choice: "ModelChoice", config: "Config", processes: int, load: "Load") -> "Subject":
     """One model. What is wrong with it is said here, before anything is asked."""
     from flamingo_lite.checkpoints.io import load_processor
-    from flamingo_lite.evaluation.others.loading import fetched, is_of_transformers
+    from flamingo_lite.evaluation.others.loading import is_of_transformers
     from flamingo_lite.evaluation.runner import Subject
 
     if choice.endpoint:
         return endpoint_subject(name, choice, config, processes)
-    path = fetched(choice.hub, choice.revision) if choice.hub else Path(choice.path)
+    path = directory_of(choice)
     if choice.kind == "transformers" or (choice.kind == "auto" and is_of_transformers(path)):
         return transformers_subject(name, path, choice, config)
     if choice.dtype != "auto":
