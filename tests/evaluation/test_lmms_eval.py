@@ -24,6 +24,7 @@ from flamingo_lite.evaluation.lmms.samples import document_of, read_images, samp
 from flamingo_lite.evaluation.lmms.tasks import TaskFolder
 from flamingo_lite.evaluation.results import load_results, load_samples, prompt_sha
 from flamingo_lite.evaluation.scoring import score_cell
+from flamingo_lite.evaluation.selection import SELECTORS
 from flamingo_lite.evaluation.tasks import items_of
 from tests.evaluation.file_tasks import write_json
 
@@ -289,6 +290,13 @@ def test_tasks_that_cannot_be_written_leave_those_that_were_there(tmp_path: Path
     assert whole() == before and sorted(path.name for path in tmp_path.iterdir()) == ["list.json", "tasks"]
     write_tasks(asked(["existence"], ["ranked_per_token"]), folder)
     assert before.keys() != whole().keys() and (folder / "mine" / "notes.txt").read_text() == "mine"
+
+
+def test_a_query_without_a_choice_is_no_task_of_lmms_eval_which_counts_no_failures(tmp_path: Path) -> None:
+    refusing = replace(SELECTORS["random"], refusal=lambda wanted: "its image is broken")
+    with pytest.raises(FlamingoError, match="its image is broken; lmms-eval counts no failures"):
+        write_tasks(asked(["existence"], ["direct"]), tmp_path / "tasks", {"random": refusing})
+    assert not list(tmp_path.iterdir())
 
 
 def test_prompts_of_other_tasks_have_their_images_where_marks_say_or_first(image_of: Any) -> None:
