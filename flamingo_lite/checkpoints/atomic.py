@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -18,27 +18,6 @@ MARKS = ("config.json", "checkpoint.pt", "training_checkpoint.json")
 
 SUBDIRECTORIES = frozenset({"connector_tokenizer", "qformer_tokenizer"})
 """What a model's directory may have below it."""
-
-
-@contextmanager
-def whole_directory(path: Path) -> Iterator[Path]:
-    """An empty directory to write into, which takes the place of `path` when the block ends well.
-
-    Raises FlamingoError when something other than a model stands at `path`, and when the disk refuses, leaving nothing
-    under `path` that was not there before.
-    """
-    check_replaceable(path)
-    temporary: Path | None = None
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
-        yield temporary
-        _put_in_place(temporary, path)
-    except (OSError, SafetensorError) as error:
-        raise FlamingoError(f"cannot write {path}: {error}; nothing was left there half-written") from error
-    finally:
-        if temporary is not None and temporary.exists():
-            shutil.rmtree(temporary, ignore_errors=True)
 
 
 def check_replaceable(path: Path) -> None:
@@ -56,6 +35,27 @@ def check_replaceable(path: Path) -> None:
         raise FlamingoError(
             f"{path} is no model's directory (it holds {strange[0].name}), and would be deleted; choose a free name"
         )
+
+
+@contextmanager
+def whole_directory(path: Path, check: Callable[[Path], None] = check_replaceable) -> Iterator[Path]:
+    """An empty directory to write into, which takes the place of `path` when the block ends well.
+
+    Raises FlamingoError as `check` does, by default when something other than a model stands at `path`, and when the
+    disk refuses, leaving nothing under `path` that was not there before.
+    """
+    check(path)
+    temporary: Path | None = None
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
+        yield temporary
+        _put_in_place(temporary, path)
+    except (OSError, SafetensorError) as error:
+        raise FlamingoError(f"cannot write {path}: {error}; nothing was left there half-written") from error
+    finally:
+        if temporary is not None and temporary.exists():
+            shutil.rmtree(temporary, ignore_errors=True)
 
 
 def _put_in_place(temporary: Path, path: Path) -> None:

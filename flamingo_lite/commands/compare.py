@@ -357,13 +357,13 @@ def _cost(
     import torch
 
     from flamingo_lite.checkpoints.io import load
-    from flamingo_lite.commands.subjects import weights_sha256
+    from flamingo_lite.checkpoints.sums import files_sha256
     from flamingo_lite.evaluation.results import prompt_sha
     from flamingo_lite.training.cost import measure_cost
     from flamingo_lite.training.settings import torch_device
 
     prompts = cost_prompts(base)
-    of = {"weights": weights_sha256(directory), "prompts": [prompt_sha(prompt) for prompt in prompts]}
+    of = {"weights": files_sha256(directory), "prompts": [prompt_sha(prompt) for prompt in prompts]}
     if before.get("cost_of") == of:
         return {"cost_of": of, "cost": before["cost"]}
     console.print(f"measuring what an answer costs {name}", highlight=False)

@@ -80,8 +80,10 @@ def run(arguments: argparse.Namespace) -> None:
         asker = make_asker(make_teacher(arguments.teacher, options), options, arguments.to)
         joined = judge_science_qa(first, second, items, asker, options.sampling)
     arguments.to.mkdir(parents=True, exist_ok=True)
+    # The file that tells this folder from an evaluation's comes first: a run that is killed is given again.
+    found = write_figures(first, second, joined, items, arguments)
     write_samples(joined, arguments.to)
-    show(write_figures(first, second, joined, items, arguments), arguments.to, Console())
+    show(found, arguments.to, Console())
 
 
 def settings(words: "Sequence[str]", has_teacher: bool) -> "tuple[dict[str, dict[str, str]], Any]":

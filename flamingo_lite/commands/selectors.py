@@ -18,7 +18,7 @@ def selectors_of(
     config: "Config", ranks: "Ranks", display: "ProgressDisplay", load: "Load"
 ) -> "Mapping[str, Selection]":
     """The ways of choosing demonstrations; those by similarity with the encoders that `config.eval` names."""
-    from flamingo_lite.commands.subjects import choices_of, key_of_features
+    from flamingo_lite.commands.subjects import choices_of, directory_of, key_of_features
     from flamingo_lite.data.features import FeatureCache
     from flamingo_lite.data.stores import parse_bytes
     from flamingo_lite.evaluation.retrieval import Retrieval
@@ -38,7 +38,7 @@ def selectors_of(
         if named is not None:
             return load_encoder(named, "image", device)
         (choice,) = choices_of(config).values()  # the only model, and ours: `subjects_of` has seen to it
-        model, processor = load(Path(choice.path), config.trainer.accelerator)
+        model, processor = load(directory_of(choice), config.trainer.accelerator)
         return own_encoder(model, processor, key_of_features(model, processor))
 
     def say(what: str, done: int, total: int) -> None:

@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from flamingo_lite.checkpoints.sums import files_sha256
 from flamingo_lite.errors import FlamingoError
 
 if TYPE_CHECKING:
@@ -18,7 +19,6 @@ if TYPE_CHECKING:
 
     Load = Callable[[Path, str], tuple[VisionLanguageModel, VisionLanguageProcessor]]
 
-WEIGHTS = ("*.safetensors", "*.pt", "*.bin")
 NAME_ONE = "name one with eval.image_encoder (tiny, an open_clip model with its weights, a directory)"
 
 
@@ -65,20 +65,27 @@ def is_run_here(choice: "ModelChoice") -> bool:
     """Whether our code runs the model: it is in a directory that is ours, or read as ours."""
     from flamingo_lite.evaluation.others.loading import is_of_transformers
 
-    if not choice.path or choice.kind == "transformers":
+    if choice.endpoint or choice.kind == "transformers":
         return False
-    return choice.kind == "ours" or not is_of_transformers(Path(choice.path))
+    return choice.kind == "ours" or not is_of_transformers(directory_of(choice))
+
+
+def directory_of(choice: "ModelChoice") -> Path:
+    """Where a model lies that runs here; one on the hub is fetched. Errors: as `fetched`."""
+    from flamingo_lite.evaluation.others.loading import fetched
+
+    return fetched(choice.hub, choice.revision) if choice.hub else Path(choice.path)
 
 
 def subject_of(name: str, choice: "ModelChoice", config: "Config", processes: int, load: "Load") -> "Subject":
     """One model. What is wrong with it is said here, before anything is asked."""
     from flamingo_lite.checkpoints.io import load_processor
-    from flamingo_lite.evaluation.others.loading import fetched, is_of_transformers
+    from flamingo_lite.evaluation.others.loading import is_of_transformers
     from flamingo_lite.evaluation.runner import Subject
 
     if choice.endpoint:
         return endpoint_subject(name, choice, config, processes)
-    path = fetched(choice.hub, choice.revision) if choice.hub else Path(choice.path)
+    path = directory_of(choice)
     if choice.kind == "transformers" or (choice.kind == "auto" and is_of_transformers(path)):
         return transformers_subject(name, path, choice, config)
     if choice.dtype != "auto":
@@ -88,7 +95,7 @@ def subject_of(name: str, choice: "ModelChoice", config: "Config", processes: in
         )
     load_processor(path)
     return Subject(
-        name, loader(path, config, processes, load), weights_sha256(path), rendering=choice.rendering
+        name, loader(path, config, processes, load), files_sha256(path), rendering=choice.rendering
     )
 
 
@@ -117,7 +124,7 @@ def transformers_subject(name: str, path: Path, choice: "ModelChoice", config: "
 
     info = {"run_by": "transformers", "dtype": choice.dtype}
     info |= {"hub": choice.hub, "revision": path.name} if choice.hub else {}
-    return Subject(name, load_answers, weights_sha256(path), info, rendering)
+    return Subject(name, load_answers, files_sha256(path), info, rendering)
 
 
 def endpoint_subject(name: str, choice: "ModelChoice", config: "Config", processes: int) -> "Subject":
@@ -154,8 +161,7 @@ def endpoint_subject(name: str, choice: "ModelChoice", config: "Config", process
 
 def _rendering(choice: "ModelChoice", config: "Config", own: str) -> str:
     """What is said of the model, else of the evaluation, else the model's own way."""
-    asked = config.eval.rendering if config.eval.rendering != "interleaved" else own
-    return choice.rendering or asked
+    return choice.rendering or config.eval.rendering or own
 
 
 def key_of_features(model: "VisionLanguageModel", processor: "VisionLanguageProcessor") -> str:
@@ -188,16 +194,3 @@ def loader(
         return answers.generate, answers.rank
 
     return load_answers
-
-
-def weights_sha256(directory: Path) -> str:
-    """sha256 over the names and bytes of the directory's files of weights."""
-    import hashlib
-
-    digest = hashlib.sha256()
-    for path in sorted(path for pattern in WEIGHTS for path in directory.glob(pattern)):
-        digest.update(path.name.encode())
-        with path.open("rb") as file:
-            while block := file.read(1 << 20):
-                digest.update(block)
-    return digest.hexdigest()

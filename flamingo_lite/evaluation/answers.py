@@ -78,10 +78,14 @@ def answers(asked: Sequence[Prompt], answering: Answering) -> list[Answered]:
 
 def _outcomes(asked: Sequence[Prompt], answering: Answering) -> list[tuple[Outcome, float | None]]:
     """Each outcome with its margin."""
-    outcomes: dict[int, tuple[Outcome, float | None]] = {}
+    outcomes: dict[int, tuple[Outcome, float | None]] = {
+        i: (GenerationFailure(prompt.failure), None)
+        for i, prompt in enumerate(asked)
+        if prompt.failure is not None
+    }
     by_length: dict[int, list[int]] = {}
     for i, prompt in enumerate(asked):
-        if not prompt.candidates:
+        if not prompt.candidates and i not in outcomes:
             by_length.setdefault(prompt.max_new_tokens, []).append(i)
     for length, places in by_length.items():
         documents = [asked[i].shown for i in places]
@@ -92,7 +96,7 @@ def _outcomes(asked: Sequence[Prompt], answering: Answering) -> list[tuple[Outco
             )
         for i, raw in zip(places, raws, strict=True):
             outcomes[i] = (raw.text, raw.margin) if isinstance(raw, Written) else (raw, None)
-    ranked = [i for i, prompt in enumerate(asked) if prompt.candidates]
+    ranked = [i for i, prompt in enumerate(asked) if prompt.candidates and i not in outcomes]
     for i, outcome in zip(ranked, _ranked([asked[i] for i in ranked], answering), strict=True):
         outcomes[i] = (outcome, outcome.margin if isinstance(outcome, Ranked) else None)
     return [outcomes[i] for i in range(len(asked))]

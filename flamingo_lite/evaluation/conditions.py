@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 import PIL.Image
 
 from flamingo_lite.document import Image
+from flamingo_lite.errors import SampleError
 from flamingo_lite.evaluation.demonstrations import Example, permute_answers
 
 BLANK_GREY = 128
@@ -39,8 +40,15 @@ class Condition:
 
 @functools.lru_cache(maxsize=4096)
 def blank_like(image: Image) -> Image:
-    """A uniform image of the size of `image`. It shows nothing, so it has no words."""
-    return Image(PIL.Image.new("RGB", image.pil().size, (BLANK_GREY,) * 3))
+    """A uniform image of the size of `image`. It shows nothing, so it has no words.
+
+    One that cannot be read stays, so that its prediction is a counted failure in every condition that shows it.
+    """
+    try:
+        size = image.pil().size
+    except SampleError:
+        return image
+    return Image(PIL.Image.new("RGB", size, (BLANK_GREY,) * 3))
 
 
 def _unchanged(episode: Episode, generator: random.Random) -> Episode:

@@ -11,6 +11,7 @@ from typing import Any
 from flamingo_lite.data.pages import data_uri
 from flamingo_lite.document import Document, Image, Text, image_format
 from flamingo_lite.errors import FlamingoError
+from flamingo_lite.evaluation.demonstrations import Example
 from flamingo_lite.evaluation.grid import Files, build_prompt, setting_of
 from flamingo_lite.evaluation.results import prompt_sha
 from flamingo_lite.evaluation.selection import BY_SIMILARITY, SELECTORS, recorded
@@ -84,14 +85,21 @@ def _place(sample: Sample) -> tuple[str, int, str]:
 def redrawn(sample: Sample, files: Files | None) -> Document | None:
     """The prompt of a sample, or None where it does not come out the same, bit by bit."""
     setting = setting_of(sample)
-    # What an encoder has chosen, or what was left out by a list, is known by the sample alone.
+    # What an encoder has chosen, or what was left out by a list, is known by the sample alone: a query's images are last.
+    shown = sample["image_ids"]
+
+    def admits_other(other: Example) -> bool:
+        return [image.id for image in other.images] == shown[len(shown) - len(other.images) :]
+
     named = {setting.selector: recorded(sample["demonstration_ids"])}
     tries = [(replace(setting, order="own"), named)]
     if setting.selector not in BY_SIMILARITY:
         tries.insert(0, (setting, SELECTORS))
     for tried, selectors in tries:
         try:
-            document = build_prompt(tried, sample["query_id"], sample["seed"], files, selectors).document
+            document = build_prompt(
+                tried, sample["query_id"], sample["seed"], files, selectors, admits_other=admits_other
+            ).document
         except FlamingoError:
             continue
         # Another version of the drawing libraries may encode other bytes; then nothing is shown rather than a

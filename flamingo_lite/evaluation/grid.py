@@ -3,7 +3,7 @@
 `build_prompt` is a pure function of its arguments, so that a report can show again what the model was given.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -51,9 +51,9 @@ class EvaluationConfig:
     Of splits, styles and conditions a task takes those that it has.
 
     `files`: what tasks from files read, by task (eval.files.TASK.NAME=PATH); presets look for them in the folder `data`.
-    `selector`, `order`: how demonstrations
-    are chosen and arranged; `zero_shot`: what a prompt without demonstrations begins with. `rendering`: how this model
-    is shown a prompt. `queries`: per split, or all where there are fewer. `max_new_tokens`: in place of each style's own.
+    `selector`, `order`: how demonstrations are chosen and arranged; `zero_shot`: what a prompt without demonstrations
+    begins with. `rendering`: how models are shown a prompt; without it each in its own way, ours interleaved.
+    `queries`: per split, or all where there are fewer. `max_new_tokens`: in place of each style's own.
     `image_encoder`, `text_encoder`: what a selector by similarity compares by, as `models.similarity.load_encoder` takes
     them; without an image encoder it is the model's own. `exclude`: the file of `flamingo-lite eval contamination`, whose
     examples are neither asked nor shown.
@@ -81,7 +81,7 @@ class EvaluationConfig:
     text_encoder: str = "tiny"
     exclude: str | None = None
     zero_shot: str = "plain"
-    rendering: str = "interleaved"
+    rendering: str | None = None
     queries: int = 200
     batch_size: int = 64
     max_new_tokens: int | None = None
@@ -99,7 +99,8 @@ class EvaluationConfig:
         check_choice("selector", self.selector, (*SELECTORS, *BY_SIMILARITY))
         check_choice("order", self.order, ORDERS)
         check_choice("zero_shot", self.zero_shot, ZERO_SHOT)
-        check_choice("rendering", self.rendering, RENDERINGS)
+        if self.rendering is not None:
+            check_choice("rendering", self.rendering, RENDERINGS)
         for name in ("queries", "batch_size", "resamples"):
             if (value := getattr(self, name)) < 1:
                 raise FlamingoError(f"{name} is {value}; expected at least 1")
@@ -118,6 +119,11 @@ class EvaluationConfig:
             raise FlamingoError(f"shots are {self.shots} and {self.control_shots}; expected 0 or more")
         self._check_choices("split", "splits", (*self.splits, *self.control_splits))
         self._check_choices("style", "styles", (*self.styles, *self.control_styles))
+
+    @property
+    def shown_as(self) -> str:
+        """How a model is shown a prompt that has no way of its own."""
+        return "interleaved" if self.rendering is None else self.rendering
 
     def _check_choices(self, kind: str, attribute: str, chosen: Sequence[str]) -> None:
         known = {name: list(getattr(TASKS[name], attribute)) for name in self.tasks}
@@ -167,7 +173,7 @@ class Prompt:
     """One prediction to make. `query` as it is, whatever a condition shows instead; `demonstrations` as shown.
 
     Where the answer is ranked, `candidates` are its continuations, which mean `choices`, and `content_free` the
-    prompt against which it is calibrated, if it is.
+    prompt against which it is calibrated, if it is. `failure`: why it is not asked, but counted as failed.
     """
 
     setting: Setting
@@ -181,6 +187,7 @@ class Prompt:
     choices: tuple[str, ...] = ()
     candidates: tuple[Text, ...] = ()
     content_free: Document | None = None
+    failure: str | None = None
 
     @property
     def shown(self) -> Document:
@@ -207,7 +214,7 @@ class Prompt:
 
 def settings(config: EvaluationConfig) -> list[Setting]:
     """The cells in the order in which they are reported, each once."""
-    shared = config.selector, config.order, config.zero_shot, config.rendering
+    shared = config.selector, config.order, config.zero_shot, config.shown_as
     chosen = {
         Setting(task, split, style, condition, shots, *shared): None
         for task in config.tasks
@@ -286,8 +293,13 @@ def asked(
     selectors: Mapping[str, Selection] = SELECTORS,
 ) -> Prompt:
     """One of the `prompts`. Errors: as `build_prompt`."""
-    out = excluded(config.exclude).get((setting.task, setting.split, "support"), frozenset())
-    prompt = build_prompt(setting, query_id, seed, config.files, selectors, out)
+    queries, support = (
+        excluded(config.exclude).get((setting.task, setting.split, role), frozenset())
+        for role in ("query", "support")
+    )
+    prompt = build_prompt(
+        setting, query_id, seed, config.files, selectors, support, lambda other: other.id not in queries
+    )
     longest = config.max_new_tokens
     return prompt if longest is None else replace(prompt, max_new_tokens=longest)
 
@@ -299,9 +311,10 @@ def build_prompt(
     files: Files | None = None,
     selectors: Mapping[str, Selection] = SELECTORS,
     excluded: frozenset[str] = frozenset(),
+    admits_other: Callable[[Example], bool] = lambda example: True,
 ) -> Prompt:
-    """`excluded`: ids that no demonstration has. Errors: `FlamingoError` for an unknown name and for a support smaller
-    than the shots."""
+    """`excluded`: ids that no demonstration has; `admits_other`: whether a query's images may stand in for this one's.
+    Errors: `FlamingoError` for an unknown name and for a support smaller than the shots."""
     _check_names(setting)
     task, condition = TASKS[setting.task], CONDITIONS[setting.condition]
     items, style = items_of(setting.task, files), task.styles[setting.style]
@@ -320,7 +333,7 @@ def build_prompt(
     episode = Episode(
         demonstrations=select(wanted, setting.selector, setting.order, selectors),
         query=query,
-        other=lambda: other_query(items, setting.task, setting.split, query_id, seed),
+        other=lambda: other_query(items, setting.task, setting.split, query_id, seed, admits_other),
     )
     generator = episode_generator(setting.condition, setting.task, setting.split, query_id, seed)
     shown = condition.apply(episode, generator)
@@ -359,6 +372,7 @@ def build_prompt(
         choices=choices,
         candidates=tuple(continuation(task, query, setting.style, choice) for choice in choices),
         content_free=content_free,
+        failure=selectors[setting.selector].refusal(wanted),
     )
 
 

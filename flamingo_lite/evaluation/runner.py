@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
 import flamingo_lite
+from flamingo_lite.checkpoints.sums import WEIGHTS, files_sha256
 from flamingo_lite.data.manifest import sha256_of
 from flamingo_lite.errors import FlamingoError
 from flamingo_lite.evaluation import journal
@@ -52,6 +53,8 @@ BATCHES_AT_ONCE = 4
 
 CHANGES_NOTHING = ("batch_size", "features", "media_bytes", "data")
 """What of the configuration changes no answer. (The files that are read in the folder `data` are named one by one.)"""
+ENCODER_FILES = (*WEIGHTS, "*.json", "*.txt", "*.model", "1_Pooling/*.json")
+"""What of a directory an encoder is read from: its weights, what they mean, and the words of its tokenizer."""
 COMPARES = {"image": "image_encoder", "text": "text_encoder"}
 """What says which encoder compares images, or texts."""
 
@@ -156,12 +159,29 @@ def identity_of(subjects: Sequence[Subject], config: EvaluationConfig) -> dict[s
     compared, _ = BY_SIMILARITY.get(config.selector, ((), ""))
     idle = {name for kind, name in COMPARES.items() if kind not in compared}
     named = asdict(config) | ({"exclude": sha256_of(Path(config.exclude))} if config.exclude else {})
+    named["rendering"] = config.shown_as
     out = idle.union(CHANGES_NOTHING, () if config.exclude else ("exclude",))
     chosen = {name: value for name, value in named.items() if name not in out}
     models = {subject.name: _weights(subject) for subject in subjects}
     identity = {"version": flamingo_lite.__version__, "eval": chosen, "models": models}
-    renderings = {s.name: s.rendering for s in subjects if s.rendering is not None}
-    return {**identity, "renderings": renderings} if renderings else identity
+    further = {
+        "renderings": {s.name: s.rendering for s in subjects if s.rendering is not None},
+        "encoders": {
+            kind: found for kind in compared if (found := _encoder_sha(getattr(config, COMPARES[kind])))
+        },
+    }
+    return identity | {name: found for name, found in further.items() if found}
+
+
+def _encoder_sha(name: str | None) -> str | None:
+    """Of an encoder in a directory, or of a file of weights: others may be put there. Other names say which they mean."""
+    if name is None or name == "tiny":
+        return None
+    _, colon, weights = name.partition(":")
+    if colon:
+        return sha256_of(Path(weights)) if Path(weights).is_file() else None
+    directory = Path(name).expanduser()
+    return files_sha256(directory, ENCODER_FILES) if directory.is_dir() else None
 
 
 def _weights(subject: Subject) -> Any:
@@ -253,7 +273,7 @@ class _Run:
 
     def _prompt(self, setting: Setting, seed: int, query_id: int) -> Prompt:
         """Built once for all models, however each is shown it."""
-        place = (replace(setting, rendering=self.config.rendering), seed, query_id)
+        place = (replace(setting, rendering=self.config.shown_as), seed, query_id)
         if place not in self.built:
             self.built[place] = asked(place[0], query_id, seed, self.config, self.selectors)
         prompt = self.built[place]

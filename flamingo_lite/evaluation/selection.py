@@ -37,14 +37,20 @@ class Wanted:
 Selector = Callable[[Wanted], tuple[Example, ...]]
 
 
+def _refuses_nothing(wanted: Wanted) -> str | None:
+    return None
+
+
 @dataclass(frozen=True)
 class Selection:
     """A way of choosing. `is_by_similarity`: what resembles the query most is chosen first, and by its own order
-    shown last, nearest to the query."""
+    shown last, nearest to the query. `refusal`: why there is no choice for a query, so that its prediction is a failure;
+    `select` gives then what stands in the prompt that is not asked."""
 
     select: Selector
     says: str
     is_by_similarity: bool = False
+    refusal: Callable[[Wanted], str | None] = _refuses_nothing
 
 
 def _random(wanted: Wanted) -> tuple[Example, ...]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -119,3 +120,22 @@ def test_an_evaluation_is_not_written_over(words: list[str], tmp_path: Path, cap
     assert (tmp_path / "first" / "samples.jsonl").read_bytes() == before
     for _ in range(2):
         assert cli.main([*words, "--by", "complement"]) == 0
+
+
+def test_a_run_that_was_killed_between_its_two_files_is_given_again(
+    words: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    replace, done = os.replace, []
+
+    def killed(source: Any, target: Any) -> None:
+        if done:
+            raise KeyboardInterrupt
+        done.append(Path(target).name)
+        replace(source, target)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "replace", killed)
+        assert cli.main([*words, "--by", "complement"]) == 130
+    assert [path.name for path in (tmp_path / "to").iterdir() if not path.name.startswith(".")] == done
+    assert cli.main([*words, "--by", "complement"]) == 0
+    assert len(load_samples(tmp_path / "to")) == 2

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -47,6 +48,21 @@ def test_two_models_want_one_encoder_for_both(
     assert cli.main([*both, "eval.image_encoder=tiny"]) == 0
     shown = {(s["model"], s["query_id"]): s["prompt_sha"] for s in load_samples(tmp_path / "both")}
     assert all(shown["a", number] == shown["b", number] for number in range(4))
+
+
+def test_our_model_on_the_hub_chooses_by_its_own_encoder(
+    tmp_path: Path, words: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    revision, cache = "0" * 40, tmp_path / "hub"
+    snapshot = cache / "models--someone--ours" / "snapshots" / revision
+    shutil.copytree(tmp_path / "model", snapshot)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(cache))
+    hub = f"models={{model: {{hub: someone/ours, revision: '{revision}'}}}}"
+    similar = [*words, "eval.selector=rices_image"]
+    assert cli.main([*similar, hub, f"output={tmp_path / 'far'}"]) == 0
+    assert cli.main([*similar, f"checkpoint={tmp_path / 'model'}", f"output={tmp_path / 'near'}"]) == 0
+    assert load_samples(tmp_path / "far") == load_samples(tmp_path / "near")
 
 
 def test_a_model_behind_an_endpoint_has_no_encoder_to_choose_by(

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import random
+from dataclasses import replace
 
 import PIL.Image
 import pytest
@@ -66,3 +67,11 @@ def test_a_blank_image_is_uniform_and_as_large_as_the_one_that_it_replaces() -> 
         assert blank.size == example.images[0].pil().size
     small, large = (Image(PIL.Image.new("RGB", (4, 4), colour)) for colour in ("red", "blue"))
     assert blank_like(small) == blank_like(large)
+
+
+@pytest.mark.parametrize("condition", ["blank_demonstrations", "blank_images"])
+def test_an_image_that_cannot_be_read_stays_for_the_model_to_fail_at(condition: str) -> None:
+    broken = Image(b"no image")
+    episode = replace(EPISODE, demonstrations=(replace(EXAMPLES[0], images=(broken,)), EXAMPLES[1]))
+    (unreadable, other), _ = images(CONDITIONS[condition].apply(episode, random.Random(0)))
+    assert unreadable == broken and other == blank_like(EXAMPLES[1].images[0])

@@ -119,6 +119,24 @@ def test_what_was_met_is_neither_asked_nor_shown(listed: Path, solve: Generate, 
     assert all(redrawn(sample, None) is not None for sample in samples)
 
 
+def test_the_image_of_a_query_that_is_left_out_stands_in_for_no_other(
+    solve: Generate, tmp_path: Path
+) -> None:
+    items = items_of(TASK, {})
+    queries = [items.query("test", number) for number in range(100)]
+    out = [{"task": TASK, "split": "test", "role": "query", "id": query.id} for query in queries[50:]]
+    listed = write_json(tmp_path / "list.json", {"schema_version": 1, "found": out, "tasks": []})
+    evaluate(
+        solve,
+        asked(exclude=str(listed), conditions=["mismatched_images"], control_shots=[1]),
+        tmp_path,
+    )
+    samples = load_samples(tmp_path)
+    left = {query.images[0].id for query in queries[:50]}
+    assert samples and all(sample["image_ids"][-1] in left for sample in samples)
+    assert all(redrawn(sample, None) is not None for sample in samples)
+
+
 def test_queries_that_a_list_does_not_know_are_named_above_the_table(listed: Path, solve: Generate) -> None:
     def lines(**changes: Any) -> list[str]:
         return exclusion_lines(evaluate(solve, asked(exclude=str(listed), **changes), None))

@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 import tomllib
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,9 @@ from flamingo_lite.evaluation.lmms.samples import document_of, read_images, samp
 from flamingo_lite.evaluation.lmms.tasks import TaskFolder
 from flamingo_lite.evaluation.results import load_results, load_samples, prompt_sha
 from flamingo_lite.evaluation.scoring import score_cell
+from flamingo_lite.evaluation.selection import SELECTORS
+from flamingo_lite.evaluation.tasks import items_of
+from tests.evaluation.file_tasks import write_json
 
 ROOT = Path(__file__).parents[2]
 ASKED = [
@@ -264,6 +268,35 @@ def test_a_folder_is_written_anew_and_one_that_holds_something_else_is_left_alon
     with pytest.raises(FlamingoError, match="something else than tasks"):
         write_tasks(asked(["existence"], ["direct"]), tmp_path / "mine")
     assert [path.name for path in (tmp_path / "mine").iterdir()] == ["thesis.tex"]
+
+
+def test_tasks_that_cannot_be_written_leave_those_that_were_there(tmp_path: Path) -> None:
+    folder = tmp_path / "tasks"
+    write_tasks(asked(["existence"], ["direct"]), folder)
+    (folder / "mine").mkdir()
+    (folder / "mine" / "notes.txt").write_text("mine")
+
+    def whole() -> dict[str, bytes]:
+        return {str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+
+    before = whole()
+    query = items_of("existence").query
+    out = [
+        {"task": "existence", "split": "test", "role": "query", "id": query("test", i).id} for i in range(3)
+    ]
+    listed = write_json(tmp_path / "list.json", {"schema_version": 1, "found": out, "tasks": []})
+    with pytest.raises(FlamingoError, match="leaves out every query"):
+        write_tasks(replace(asked(["existence"], ["direct"]), exclude=listed), folder)
+    assert whole() == before and sorted(path.name for path in tmp_path.iterdir()) == ["list.json", "tasks"]
+    write_tasks(asked(["existence"], ["ranked_per_token"]), folder)
+    assert before.keys() != whole().keys() and (folder / "mine" / "notes.txt").read_text() == "mine"
+
+
+def test_a_query_without_a_choice_is_no_task_of_lmms_eval_which_counts_no_failures(tmp_path: Path) -> None:
+    refusing = replace(SELECTORS["random"], refusal=lambda wanted: "its image is broken")
+    with pytest.raises(FlamingoError, match="its image is broken; lmms-eval counts no failures"):
+        write_tasks(asked(["existence"], ["direct"]), tmp_path / "tasks", {"random": refusing})
+    assert not list(tmp_path.iterdir())
 
 
 def test_prompts_of_other_tasks_have_their_images_where_marks_say_or_first(image_of: Any) -> None:

@@ -9,13 +9,14 @@ import pytest
 import torch
 
 from flamingo_lite import cli
+from flamingo_lite.checkpoints.io import save
 from flamingo_lite.commands.subjects import subjects_of
 from flamingo_lite.config import Config
 from flamingo_lite.document import Document, Image, Text
 from flamingo_lite.errors import FlamingoError
 from flamingo_lite.evaluation.answers import Written
 from flamingo_lite.evaluation.comparison import compare
-from flamingo_lite.evaluation.grid import EvaluationConfig
+from flamingo_lite.evaluation.grid import EvaluationConfig, settings
 from flamingo_lite.evaluation.metrics import GenerationFailure
 from flamingo_lite.evaluation.others.loading import is_of_transformers, load_model, load_processor
 from flamingo_lite.evaluation.others.transformers_answers import TransformersAnswers
@@ -188,6 +189,29 @@ def test_the_same_weights_run_otherwise_are_another_evaluation(
         for change in ({}, otherwise)
     ]
     assert identities[0] != identities[1]
+
+
+@pytest.mark.parametrize(
+    ("asked", "of_ours", "of_theirs"),
+    [(None, None, "turns"), ("interleaved", None, "interleaved"), ("one_turn", None, "one_turn")],
+)
+def test_a_rendering_that_is_said_holds_for_models_with_a_chat_template(
+    asked: str | None, of_ours: str | None, of_theirs: str, tmp_path: Path, model: Any, processor: Any
+) -> None:
+    save(model, processor, tmp_path / "ours")
+    named = {
+        "ours": str(tmp_path / "ours"),
+        "theirs": {"path": str(llava(tmp_path / "llava")), "kind": "transformers"},
+    }
+    config = Config(models=named, eval=EvaluationConfig(rendering=asked))
+    assert [each.rendering for each in subjects_of(config, 1)] == [of_ours, of_theirs]
+
+
+def test_our_models_stay_what_they_were_without_a_rendering() -> None:
+    said, unsaid = (EvaluationConfig(rendering=rendering) for rendering in ("interleaved", None))
+    assert identity_of([], said) == identity_of([], unsaid)
+    assert identity_of([], unsaid)["eval"]["rendering"] == "interleaved"
+    assert settings(said) == settings(unsaid)
 
 
 def test_a_hub_model_without_a_network_is_one_line(

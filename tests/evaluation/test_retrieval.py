@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shutil
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +19,8 @@ from torch import Tensor
 from flamingo_lite.checkpoints.io import load, save
 from flamingo_lite.data.features import FeatureCache
 from flamingo_lite.document import Image
-from flamingo_lite.errors import FlamingoError
+from flamingo_lite.errors import FlamingoError, SampleError
+from flamingo_lite.evaluation import grid
 from flamingo_lite.evaluation.answering import ModelAnswers
 from flamingo_lite.evaluation.answers import Generate
 from flamingo_lite.evaluation.demonstrations import Example, Support, uniform_support
@@ -27,6 +30,7 @@ from flamingo_lite.evaluation.results import load_samples
 from flamingo_lite.evaluation.retrieval import BLOCK, Retrieval, means
 from flamingo_lite.evaluation.runner import Subject, evaluate, evaluate_all, identity_of
 from flamingo_lite.evaluation.selection import BY_SIMILARITY, SELECTORS, Wanted, select
+from flamingo_lite.evaluation.tasks import items_of
 from flamingo_lite.models.build import build, build_processor
 from flamingo_lite.models.similarity import SimilarityEncoder, load_encoder, own_encoder
 from flamingo_lite.training.ranks import join, started_ranks
@@ -53,6 +57,8 @@ class Angles:
 
     def encode(self, items: Sequence[Image | str]) -> Tensor:
         said = [item if isinstance(item, str) else item.data.decode() for item in items]
+        if any(text.startswith("broken") for text in said):
+            raise SampleError("the image is broken", "image")
         self.encoded += said
         return torch.stack([at(float(text.split()[0]) * torch.pi / PLACES) for text in said])
 
@@ -172,6 +178,34 @@ def test_what_cannot_be_compared_is_one_line(selector: str, changes: dict[str, A
         chosen(example("query", "4 of the query", 4), pool([Example(**values)]), 1, selector)
 
 
+@pytest.mark.parametrize("selector", ["rices_image", "rices_both"])
+@pytest.mark.parametrize("broken", [["b"], ["b", "d"], ["a", "b", "c", "d"]])
+def test_what_cannot_be_read_is_shown_only_behind_all_that_can(
+    selector: str, broken: list[str], tmp_path: Path
+) -> None:
+    at = {"a": "20 a", "b": "9 b", "c": "2 c", "d": "8 d"}
+    support = pool(
+        [example(name, f"broken {name}" if name in broken else text, 8) for name, text in at.items()]
+    )
+    nearest = [name for name in ("d", "b", "c", "a") if name not in broken]
+    query = example("query", "8 of the query", 8)
+    for _ in range(2):  # the second time the disk knows what can be kept
+        by = retrieval(cache=lambda key: FeatureCache(tmp_path, key, 1 << 20))
+        for shots in (1, 3, 4):
+            assert chosen(query, support, shots, selector, by=by) == [*nearest, *broken][:shots]
+
+
+def test_a_query_that_cannot_be_read_is_refused_where_images_are_compared() -> None:
+    def refusal(selector: str, image: str, shots: int = 2) -> str | None:
+        wanted = Wanted("task", "test", 0, 0, shots, example("query", image), LINE)
+        return retrieval().selectors()[selector].refusal(wanted)
+
+    assert refusal("rices_image", "broken") == refusal("rices_both", "broken") == "the image is broken"
+    assert refusal("rices_text", "broken") is refusal("rices_image", "3 x") is None
+    assert refusal("rices_image", "broken", shots=0) is None
+    assert chosen(example("query", "broken"), LINE, 2) == ["id 00", "id 01"]
+
+
 def test_without_encoders_the_selector_says_what_it_needs() -> None:
     wanted = Wanted("task", "test", 0, 0, 1, example("query", 3), LINE)
     with pytest.raises(FlamingoError, match="rices_image needs an encoder"):
@@ -227,8 +261,6 @@ def test_processes_that_share_the_disk_begin_at_other_blocks(tmp_path: Path) -> 
 
 
 def test_the_packaged_clip_knows_images_and_texts_alike() -> None:
-    from flamingo_lite.evaluation.tasks import items_of
-
     items = items_of("reading")
     support = items.support("test", 0).examples
     shown = {support[i].answer.strip(): support[i].images[0] for i in range(0, len(support), 7)}
@@ -375,11 +407,43 @@ def test_an_encoder_that_is_not_used_is_no_part_of_what_an_evaluation_is() -> No
     assert identity(selector="random", image_encoder="elsewhere") == identity(selector="random")
 
 
+def test_other_weights_in_an_encoders_directory_make_another_evaluation(tmp_path: Path) -> None:
+    def identity(**changes: Any) -> Any:
+        return identity_of([], asked(image_encoder=str(tmp_path), text_encoder=str(tmp_path), **changes))
+
+    (tmp_path / "README.md").write_text("before")
+    (tmp_path / "model.safetensors").write_bytes(b"first")
+    first = identity(), identity(selector="random")
+    assert set(first[0]["encoders"]) == {"image"} and "encoders" not in first[1]
+    assert set(identity(selector="rices_both")["encoders"]) == {"image", "text"}
+    (tmp_path / "README.md").write_text("after")
+    assert (identity(), identity(selector="random")) == first
+    (tmp_path / "model.safetensors").write_bytes(b"other")
+    assert identity() != first[0] and identity(selector="random") == first[1]
+    assert "encoders" not in identity_of([], asked())
+    by_file = identity_of([], asked(image_encoder=f"ViT-B-32:{tmp_path / 'model.safetensors'}"))
+    assert by_file["encoders"]["image"] == hashlib.sha256(b"other").hexdigest()
+
+
 def test_a_report_draws_a_prompt_again_without_the_encoder(solve: Generate, tmp_path: Path) -> None:
     evaluate(solve, asked(), tmp_path, selectors=tiny_selectors())
     samples = load_samples(tmp_path)
     assert {sample["shots"] for sample in samples} == {0, 3}
     assert all(redrawn(sample, None) is not None for sample in samples)
+
+
+@pytest.mark.parametrize("condition", ["standard", "no_query_image"])
+def test_a_query_whose_image_cannot_be_read_is_a_counted_failure(
+    condition: str, solve: Generate, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    items = items_of("operator_induction", {})
+    broken = replace(items.query("test", 2), images=(Image(b"no image"),))
+    mended = replace(items, query=lambda split, number: broken if number == 2 else items.query(split, number))
+    monkeypatch.setattr(grid, "items_of", lambda task, files: mended)
+    config = asked(conditions=[condition], shots=[3])
+    evaluate(solve, config, tmp_path, selectors=tiny_selectors())
+    samples = {sample["query_id"]: sample["status"] for sample in load_samples(tmp_path)}
+    assert samples.pop(2) == "failed" and "failed" not in samples.values() and len(samples) == 5
 
 
 def test_an_interrupted_evaluation_goes_on_to_the_same_bytes(solve: Generate, tmp_path: Path) -> None:

@@ -4,15 +4,17 @@ What is asked, with the demonstrations that we choose, is what our own runner as
 """
 
 import json
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import yaml
 
+from flamingo_lite.checkpoints.atomic import whole_directory
 from flamingo_lite.errors import FlamingoError
 from flamingo_lite.evaluation.grid import EvaluationConfig, Setting, prompts, settings
-from flamingo_lite.evaluation.lmms.samples import record, write_images
+from flamingo_lite.evaluation.lmms.samples import IMAGES, record, write_images
 from flamingo_lite.evaluation.lmms.tasks import FILES
 from flamingo_lite.evaluation.results import write_atomically
 from flamingo_lite.evaluation.selection import SELECTORS, Selection
@@ -41,31 +43,59 @@ def write_tasks(
 ) -> list[str]:
     """The names of the tasks that were written into `folder`, one for each cell; a task asks under every seed.
 
-    Tasks that were written there before are deleted. Errors: `FlamingoError` for a style whose ranking lmms-eval has no
-    figures for, and for a folder that holds something else, before anything is written; else as `grid.build_prompt`.
+    They take the place of tasks that were written there before when all are whole; what else lies there stays. Errors:
+    `FlamingoError` for a style whose ranking lmms-eval has no figures for, for a folder that holds something else, and for
+    a query that a selector refuses, leaving the folder as it was; else as `grid.build_prompt`.
     """
     cells = settings(config)
     for setting in cells:
         _check_ranking(setting)
-    if folder.is_dir() and any(folder.iterdir()) and not (folder / FILES).is_file():
-        raise FlamingoError(f"{folder} holds something else than tasks for lmms-eval; choose another --to")
-    for path in folder.glob(f"{TAG}_*"):
-        path.unlink()
     files = {
         task: {name: str(Path(path).resolve()) for name, path in named.items()}
         for task, named in config.files.items()
     }
-    write_atomically(folder / FILES, (json.dumps(files, indent=1) + "\n").encode())
-    names = [task_name(setting) for setting in cells]
-    for setting, name in zip(cells, names, strict=True):
-        lines = []
-        for prompt in prompts(setting, config, selectors):
-            write_images(prompt.document.images, folder)
-            lines.append(json.dumps(record(prompt), ensure_ascii=False) + "\n")
-        write_atomically(folder / f"{name}.jsonl", "".join(lines).encode())
-        write_atomically(folder / f"{name}.yaml", _yaml(setting, name, config.max_new_tokens).encode())
-    write_atomically(folder / "utils.py", UTILS.encode())
-    return names
+    with whole_directory(folder.resolve(), _check_replaceable) as written:
+        write_atomically(written / FILES, (json.dumps(files, indent=1) + "\n").encode())
+        for setting in cells:
+            _write_task(setting, config, written, selectors)
+        write_atomically(written / "utils.py", UTILS.encode())
+        _copy_others(folder, written)
+    return [task_name(setting) for setting in cells]
+
+
+def _write_task(
+    setting: Setting, config: EvaluationConfig, folder: Path, selectors: Mapping[str, Selection]
+) -> None:
+    """Its pictures, its lines and its YAML."""
+    name, lines = task_name(setting), []
+    for prompt in prompts(setting, config, selectors):
+        if prompt.failure is not None:
+            raise FlamingoError(
+                f"query {prompt.query.id} has no demonstrations: {prompt.failure}; lmms-eval counts no failures: mend "
+                "the image, or choose another selector"
+            )
+        write_images(prompt.document.images, folder)
+        lines.append(json.dumps(record(prompt), ensure_ascii=False) + "\n")
+    write_atomically(folder / f"{name}.jsonl", "".join(lines).encode())
+    write_atomically(folder / f"{name}.yaml", _yaml(setting, name, config.max_new_tokens).encode())
+
+
+def _check_replaceable(folder: Path) -> None:
+    if folder.exists() and not folder.is_dir():
+        raise FlamingoError(f"{folder} is a file; choose another --to")
+    if folder.is_dir() and any(folder.iterdir()) and not (folder / FILES).is_file():
+        raise FlamingoError(f"{folder} holds something else than tasks for lmms-eval; choose another --to")
+
+
+def _copy_others(before: Path, now: Path) -> None:
+    """What lies in the folder of tasks that is none of them and was not written anew."""
+    for path in before.iterdir() if before.is_dir() else ():
+        if path.name.startswith(f"{TAG}_") or path.name in (IMAGES, "__pycache__", "utils.py", FILES):
+            continue
+        if path.is_dir():
+            shutil.copytree(path, now / path.name, symlinks=True)
+        else:
+            shutil.copy2(path, now / path.name, follow_symlinks=False)
 
 
 def task_name(setting: Setting) -> str:

@@ -171,9 +171,16 @@ def write_document(
     return Document([*((Text(opening, loss=False),) if opening else ()), *preface, *shown, *asked])
 
 
-def other_query(items: Items, name: str, split: str, query_id: int, seed: int) -> Example:
+def other_query(
+    items: Items,
+    name: str,
+    split: str,
+    query_id: int,
+    seed: int,
+    admits: Callable[[Example], bool] = lambda example: True,
+) -> Example:
     """Another query of the split that shows something else in as many images, which are to stand in for those of
-    `query_id`.
+    `query_id`; `admits` says whether it may.
 
     Errors: `FlamingoError` where there is none among its neighbours.
     """
@@ -183,11 +190,11 @@ def other_query(items: Items, name: str, split: str, query_id: int, seed: int) -
     last = first + NEIGHBOURS if count is None else min(first + NEIGHBOURS, count)
     for _ in range(MAX_REJECTIONS):
         other = items.query(split, generator.randrange(first, last))
-        if len(other.images) == len(query.images) and _shown(other) != _shown(query):
+        if len(other.images) == len(query.images) and _shown(other) != _shown(query) and admits(other):
             return other
     raise FlamingoError(
-        f"{name}, split {split}: none of {last - first} queries shows something else than query {query_id}; "
-        "leave out mismatched_images, or evaluate a split with more images"
+        f"{name}, split {split}: none of {last - first} queries may be shown and shows something else than query "
+        f"{query_id}; leave out mismatched_images, or evaluate a split with more images"
     )
 
 
