@@ -12,7 +12,8 @@ import json
 import resource
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -60,53 +61,75 @@ def ours(options: argparse.Namespace) -> tuple[Callable[[], float], Step]:
     inputs = {name: value.to(options.device) for name, value in inputs.items()}
     model.train()
     exact = loss_of(lambda: model(**inputs).loss)
-    frozen = {"bf16-mixed": "bfloat16", "32-true": None}[options.precision]
-    # The precision is set at the first step, once the losses have been compared in float32.
-    made: list[torch.optim.Optimizer] = []
+    made: list[Trainer] = []
 
     def step() -> float:
+        # The precision is set at the first step, once the losses have been compared in float32.
         if not made:
-            prepare(model, TrainerConfig(precision=options.precision, frozen_dtype=frozen))
-            made.append(build_optimizer(model, OptimizerConfig(), steps=10**6)[0])
-        with autocast(options.precision, options.device):
-            loss = model(**inputs).loss
-        loss.backward()
-        nn.utils.clip_grad_norm_([p for p in model.parameters() if p.requires_grad], CLIP)
-        made[0].step()
-        made[0].zero_grad(set_to_none=True)
-        return loss.item()
+            made.append(our_trainer(model, options.precision, options.device))
+        return made[0].step(inputs)
 
     return exact, step
 
 
 def theirs(options: argparse.Namespace) -> tuple[Callable[[], float], Step]:
-    """Their weights stay float32 under autocast (--precision amp_bf16), and they train the whole embedding, whose
-    gradient is set to 0 but for the new rows: `train_utils.py`, `train.py`."""
     source, inputs = model_and_inputs(options)
     model, marks = open_flamingo(source)
     del source
     model.to(options.device)
     inputs = {name: value.to(options.device) for name, value in inputs.items()}
-    rows, images = options.rows, options.images
     arguments = {
-        "vision_x": inputs["pixel_values"].unflatten(0, (rows, images)).unsqueeze(2),
+        "vision_x": inputs["pixel_values"].unflatten(0, (options.rows, options.images)).unsqueeze(2),
         "lang_x": inputs["input_ids"],
         "attention_mask": inputs["attention_mask"].long(),
         "labels": inputs["labels"],
     }
+    model.train()
+    trainer = their_trainer(model, marks, options.precision, options.device)
+    return loss_of(lambda: model(**arguments)[0]), lambda: trainer.step(arguments)
+
+
+@dataclass(frozen=True)
+class Trainer:
+    """`step`: one optimizer step on the arguments of a forward pass, whose loss it returns; so it waits for the device."""
+
+    model: nn.Module
+    optimizer: torch.optim.Optimizer
+    step: Callable[[Mapping[str, Any]], float]
+
+
+def our_trainer(model: VisionLanguageModel, precision: str, device: str) -> Trainer:
+    """As `flamingo-lite train` sets up precision and optimizer; what trains is decided already."""
+    frozen = {"bf16-mixed": "bfloat16", "32-true": None}[precision]
+    prepare(model, TrainerConfig(precision=precision, frozen_dtype=frozen))
+    optimizer = build_optimizer(model, OptimizerConfig(), steps=10**6)[0]
+
+    def step(inputs: Mapping[str, Any]) -> float:
+        with autocast(precision, device):
+            loss = model(**inputs).loss
+        loss.backward()
+        nn.utils.clip_grad_norm_([p for p in model.parameters() if p.requires_grad], CLIP)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        return loss.item()
+
+    return Trainer(model, optimizer, step)
+
+
+def their_trainer(model: Any, marks: list[int], precision: str, device: str) -> Trainer:
+    """The weights stay float32 under autocast (--precision amp_bf16), and the whole embedding trains, its gradient set
+    to 0 but for the new rows, `marks`: `train_utils.py`, `train.py`."""
     embedding = model.lang_encoder.get_input_embeddings().weight
-    kept = torch.zeros(len(embedding), 1, device=options.device)
+    kept = torch.zeros(len(embedding), 1, device=device)
     kept[marks] = 1.0
     named = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
     decayed = [p for name, p in named if "gated_cross_attn" in name]
     others = [p for name, p in named if "gated_cross_attn" not in name]
     groups = [{"params": decayed, "weight_decay": 0.1}, {"params": others, "weight_decay": 0.0}]
     optimizer = torch.optim.AdamW(groups, lr=1e-4)
-    model.train()
-    exact = loss_of(lambda: model(**arguments)[0])
 
-    def step() -> float:
-        with autocast(options.precision, options.device):
+    def step(arguments: Mapping[str, Any]) -> float:
+        with autocast(precision, device):
             loss = model(**arguments)[0]
         loss.backward()
         embedding.grad = embedding.grad * kept
@@ -115,7 +138,7 @@ def theirs(options: argparse.Namespace) -> tuple[Callable[[], float], Step]:
         optimizer.zero_grad(set_to_none=True)
         return loss.item()
 
-    return exact, step
+    return Trainer(model, optimizer, step)
 
 
 def loss_of(forward: Callable[[], Tensor]) -> Callable[[], float]:

@@ -1,6 +1,6 @@
 """Measures speed: side by side with other implementations, or one training step part by part.
 
-  flamingo-lite bench                          all comparisons of the forward pass and of generating
+  flamingo-lite bench                          all comparisons
   flamingo-lite bench attention decoding       these alone
   flamingo-lite bench --profile model=flamingo_tiny stage.batch_size=8
 
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 SUMMARY = "measure speed beside other implementations, or part by part"
 USAGE = "KEY=VALUE"
-COMPARISONS = ("attention", "decoding", "prefix")
+COMPARISONS = ("attention", "decoding", "prefix", "documents")
 DEFAULT_OUTPUT = "outputs/bench"
 
 
