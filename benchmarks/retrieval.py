@@ -85,8 +85,8 @@ def measure(features: Tensor, batch: int, rounds: int) -> dict[str, Any]:
         "milliseconds": {
             side: median_with_interval([1000 * s for s in values]) for side, values in seconds.items()
         },
-        "over_bare": ratio({"ours": seconds["bare"], "theirs": seconds["ours"]}),
-        "theirs_over_ours": ratio({side: seconds[side] for side in ("ours", "theirs")}),
+        "over_bare": ratio(seconds, over="ours", under="bare"),
+        "theirs_over_ours": ratio(seconds, over="theirs", under="ours"),
     }
 
 
