@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import json
-import re
-import shlex
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from flamingo_lite import cli
-from flamingo_lite.commands import ensemble, evaluate, lmms_tasks
+from flamingo_lite.commands import ensemble
 from flamingo_lite.config import load_config
 from flamingo_lite.evaluation.exclusion import CONTAMINATION, VERSION
 from flamingo_lite.evaluation.others.choice import model_choice
+from tests.command_lines import parsed, shell_lines
 
 DOCS = Path(__file__).parents[1] / "docs"
 PAGES = ("evaluation.md", "tasks_from_files.md")
@@ -23,10 +21,9 @@ PAGES = ("evaluation.md", "tasks_from_files.md")
 def command_lines() -> Iterator[tuple[str, str]]:
     """(page, line) of every `flamingo-lite ...` in a block of shell commands, its continuation joined."""
     for page in PAGES:
-        for block in re.findall(r"```sh\n(.*?)```", (DOCS / page).read_text(encoding="utf-8"), re.S):
-            for line in block.replace("\\\n", " ").splitlines():
-                if line.startswith("flamingo-lite "):
-                    yield page, line
+        for line in shell_lines(DOCS / page):
+            if line.startswith("flamingo-lite "):
+                yield page, line
 
 
 LINES = list(command_lines())
@@ -45,14 +42,10 @@ def test_a_command_line_of_a_page_is_one(
     (tmp_path / "outputs/eval").mkdir(parents=True)
     nothing = {"schema_version": VERSION, "found": [], "tasks": []}
     (tmp_path / "outputs/eval" / CONTAMINATION).write_text(json.dumps(nothing))
-    words = shlex.split(line, comments=True)[1:]
-    name = cli._command(words)
-    module = cli.COMMANDS[name]
-    parser = cli.Parser(prog=f"flamingo-lite {name}")
-    module.add_arguments(parser)
-    arguments = parser.parse_words(words[len(name.split()) :])
-    if module is ensemble:
-        ensemble.settings(arguments.overrides, arguments.by == "judge")
-    elif module in (evaluate, lmms_tasks):
-        for model, said in load_config(arguments.overrides).models.items():
-            model_choice(model, said)
+    name, arguments = parsed(line)
+    if name == "eval ensemble":
+        chosen, _ = ensemble.settings(arguments.overrides, arguments.by == "judge")
+        assert set(chosen) == set(ensemble.MODELS)
+    elif name.startswith("eval"):
+        config = load_config(arguments.overrides)
+        assert config.eval.tasks and all(model_choice(*model) for model in config.models.items())

@@ -1,6 +1,6 @@
 """Looks for an evaluation's queries and demonstrations in the shards that a model was trained on:
 
-  flamingo-lite eval contamination data.directory=outputs/shards eval.tasks=[captioning] output=outputs/eval
+  flamingo-lite eval contamination data.directory=outputs/shards output=outputs/eval
   flamingo-lite eval checkpoint=... output=outputs/eval eval.exclude=outputs/eval/contamination.json
 
 Images by the sha256 of their bytes and by their perceptual hash, texts by 13 words in a row. Writes contamination.json into

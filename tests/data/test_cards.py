@@ -1,10 +1,8 @@
 """Data cards: every command in them is one that the real parser takes, and every dataset has its card."""
 
-import argparse
 import base64
 import json
 import re
-import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -13,39 +11,20 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 
-from flamingo_lite import cli
 from flamingo_lite.commands.data_convert import split_words
 from flamingo_lite.data.convert.choices import make_options
 from flamingo_lite.data.convert.formats import FORMATS
+from tests.command_lines import blocks, parsed, shell_lines
 
 CARDS = Path(__file__).parents[2] / "data"
 SECTIONS = ["Licence", "Getting it", "Converting", "What to expect", "Traps"]
 NAMES = sorted(path.name for path in CARDS.glob("*.md") if path.name != "README.md")
 
 
-def blocks(name: str, language: str) -> list[str]:
-    return re.findall(rf"```{language}\n(.*?)```", (CARDS / name).read_text(encoding="utf-8"), re.DOTALL)
-
-
 def commands() -> list[tuple[str, str]]:
-    lines = [
-        (name, line)
-        for name in [*NAMES, "README.md"]
-        for block in blocks(name, "sh")
-        for line in block.splitlines()
-    ]
+    lines = [(name, line) for name in [*NAMES, "README.md"] for line in shell_lines(CARDS / name)]
     assert len(lines) > 15
     return lines
-
-
-def parsed(line: str) -> tuple[str, argparse.Namespace]:
-    """The command and its arguments, as the command line itself takes them apart."""
-    program, *words = shlex.split(line)
-    assert program == "flamingo-lite"
-    name = next(name for name in cli.COMMANDS if " ".join(words).startswith(name + " "))
-    parser = cli.Parser(prog=name, allow_abbrev=False)
-    cli.COMMANDS[name].add_arguments(parser)
-    return name, parser.parse_words(words[len(name.split()) :])
 
 
 @pytest.mark.parametrize(("card", "line"), commands())
@@ -81,6 +60,6 @@ def test_the_script_of_mimic_it_makes_the_json_of_the_parquet(tmp_path: Path) ->
     # The names that pandas gives: the column, and its index.
     columns = {"base64": list(images.values()), "__index_level_0__": list(images)}
     pyarrow.parquet.write_table(pyarrow.table(columns), tmp_path / "LA.parquet")
-    [script] = blocks("mimic_it.md", "python")
+    [script] = blocks(CARDS / "mimic_it.md", "python")
     subprocess.run([sys.executable, "-c", script], cwd=tmp_path, check=True)
     assert json.loads((tmp_path / "LA.json").read_bytes()) == images
