@@ -94,9 +94,8 @@ def evaluate_model(
 
     ranks = started_ranks(config.trainer)
     if ranks is None:
-        subjects_of(
-            config, config.trainer.devices
-        )  # what is wrong with the models is said before processes start
+        # What is wrong with the models is said before processes start.
+        subjects_of(config, config.trainer.devices)
         launch(as_yaml(config), config.trainer.devices, "eval")
         results: Mapping[str, Any] = load_results(Path(config.output))
     else:
@@ -119,14 +118,12 @@ def _evaluate(config: "Config", ranks: "Ranks", console: "Console") -> "Mapping[
     from flamingo_lite.evaluation.grid import seeds_of, settings
     from flamingo_lite.evaluation.power import resolution
     from flamingo_lite.evaluation.runner import evaluate_all
-    from flamingo_lite.evaluation.selection import BY_SIMILARITY
     from flamingo_lite.training.display import ProgressDisplay
 
     torch.set_num_threads(config.trainer.threads or max(1, available_cores() // ranks.devices))
     console = console if ranks.is_first else Console(quiet=True)
     # A model whose own encoder chooses the demonstrations, which is the only one then, is loaded once for both.
-    is_shared = config.eval.selector in BY_SIMILARITY and config.eval.image_encoder is None
-    load = lru_cache(maxsize=1)(load_on_device) if is_shared else load_on_device
+    load = lru_cache(maxsize=1)(load_on_device) if config.eval.needs_own_encoder else load_on_device
     subjects = subjects_of(config, ranks.number, load)
     standard = (setting for setting in settings(config.eval) if setting.condition == "standard")
     seeds = max((seeds_of(setting, config.eval) for setting in standard), key=len, default=config.eval.seeds)

@@ -31,15 +31,13 @@ def run(arguments: argparse.Namespace) -> None:
     from flamingo_lite.commands.selectors import selectors_of
     from flamingo_lite.config import load_config
     from flamingo_lite.evaluation.lmms.export import TAG, write_tasks
-    from flamingo_lite.evaluation.selection import BY_SIMILARITY
     from flamingo_lite.training.display import ProgressDisplay
     from flamingo_lite.training.ranks import Ranks
 
     if arguments.to is None:
         raise FlamingoError("--to is missing; expected the folder to write")
     config = load_config(arguments.overrides)
-    compared, _ = BY_SIMILARITY.get(config.eval.selector, ((), ""))
-    if "image" in compared and config.eval.image_encoder is None:
+    if config.eval.needs_own_encoder:
         raise FlamingoError(
             f"no model is at hand by whose encoder demonstrations could be chosen; {NAME_ONE}"
         )

@@ -18,9 +18,7 @@ def selectors_of(
     config: "Config", ranks: "Ranks", display: "ProgressDisplay", load: "Load"
 ) -> "Mapping[str, Selection]":
     """The ways of choosing demonstrations; those by similarity with the encoders that `config.eval` names."""
-    from flamingo_lite.commands.subjects import choices_of, directory_of, key_of_features
-    from flamingo_lite.data.features import FeatureCache
-    from flamingo_lite.data.stores import parse_bytes
+    from flamingo_lite.commands.subjects import choices_of, directory_of, kept_features, key_of_features
     from flamingo_lite.evaluation.retrieval import Retrieval
     from flamingo_lite.evaluation.selection import BY_SIMILARITY, SELECTORS
     from flamingo_lite.models.similarity import load_encoder, own_encoder
@@ -31,8 +29,7 @@ def selectors_of(
     device = torch_device(config.trainer.accelerator)
     named, cache = config.eval.image_encoder, None
     if config.eval.features is not None:
-        limit = parse_bytes(config.data.features.bytes, "data.features.bytes")
-        cache = partial(FeatureCache, Path(config.eval.features) / "similarity", limit=limit)
+        cache = partial(kept_features, config, Path(config.eval.features) / "similarity")
 
     def image_encoder() -> "SimilarityEncoder":
         if named is not None:

@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from flamingo_lite.config import Config
+    from flamingo_lite.data.features import FeatureCache
     from flamingo_lite.evaluation.answers import Generate
     from flamingo_lite.evaluation.others.choice import ModelChoice
     from flamingo_lite.evaluation.ranking import Rank
@@ -46,28 +47,23 @@ def choices_of(config: "Config") -> "dict[str, ModelChoice]":
 def subjects_of(config: "Config", processes: int, load: "Load" = load_on_device) -> "list[Subject]":
     """The models to evaluate. Errors: `FlamingoError` for a directory that holds none, for what `models` says of one that
     does not fit together, and where demonstrations are chosen by a model's own encoder and there is not one of ours."""
-    from flamingo_lite.evaluation.selection import BY_SIMILARITY
-
     chosen = choices_of(config)
-    compared, _ = BY_SIMILARITY.get(config.eval.selector, ((), ""))
-    if "image" in compared and config.eval.image_encoder is None:
+    if config.eval.needs_own_encoder:
         if len(chosen) > 1:
             raise FlamingoError(
                 f"{len(chosen)} models would each choose demonstrations by an encoder of their own; {NAME_ONE}"
             )
-        (name,) = (name for name in chosen)
-        if not is_run_here(chosen[name]):
+        [(name, only)] = chosen.items()
+        if only.endpoint or only.kind == "transformers" or not is_ours(only, directory_of(only)):
             raise FlamingoError(f"models.{name} has no vision encoder that could be asked; {NAME_ONE}")
     return [subject_of(name, choice, config, processes, load) for name, choice in chosen.items()]
 
 
-def is_run_here(choice: "ModelChoice") -> bool:
-    """Whether our code runs the model: it is in a directory that is ours, or read as ours."""
+def is_ours(choice: "ModelChoice", path: Path) -> bool:
+    """Whether our code runs the model in the directory: it is ours, or is read as ours."""
     from flamingo_lite.evaluation.others.loading import is_of_transformers
 
-    if choice.endpoint or choice.kind == "transformers":
-        return False
-    return choice.kind == "ours" or not is_of_transformers(directory_of(choice))
+    return choice.kind == "ours" or (choice.kind == "auto" and not is_of_transformers(path))
 
 
 def directory_of(choice: "ModelChoice") -> Path:
@@ -80,13 +76,12 @@ def directory_of(choice: "ModelChoice") -> Path:
 def subject_of(name: str, choice: "ModelChoice", config: "Config", processes: int, load: "Load") -> "Subject":
     """One model. What is wrong with it is said here, before anything is asked."""
     from flamingo_lite.checkpoints.io import load_processor
-    from flamingo_lite.evaluation.others.loading import is_of_transformers
     from flamingo_lite.evaluation.runner import Subject
 
     if choice.endpoint:
         return endpoint_subject(name, choice, config, processes)
     path = directory_of(choice)
-    if choice.kind == "transformers" or (choice.kind == "auto" and is_of_transformers(path)):
+    if not is_ours(choice, path):
         return transformers_subject(name, path, choice, config)
     if choice.dtype != "auto":
         raise FlamingoError(
@@ -174,21 +169,27 @@ def key_of_features(model: "VisionLanguageModel", processor: "VisionLanguageProc
     return features_key(model, processor, precision, draft=False)
 
 
+def kept_features(config: "Config", folder: str | Path, key: str) -> "FeatureCache":
+    """The cache in `folder` of what an encoder of this key gives."""
+    from flamingo_lite.data.features import FeatureCache
+    from flamingo_lite.data.stores import parse_bytes
+
+    return FeatureCache(folder, key, parse_bytes(config.data.features.bytes, "data.features.bytes"))
+
+
 def loader(
     path: Path, config: "Config", processes: int, load: "Load"
 ) -> "Callable[[], tuple[Generate, Rank | None]]":
     """Loads a model on its device, when called."""
 
     def load_answers() -> "tuple[Generate, Rank | None]":
-        from flamingo_lite.data.features import FeatureCache
         from flamingo_lite.data.stores import parse_bytes
         from flamingo_lite.evaluation.answering import ModelAnswers
 
         model, processor = load(path, config.trainer.accelerator)
         features = None
         if config.eval.features is not None:
-            limit = parse_bytes(config.data.features.bytes, "data.features.bytes")
-            features = FeatureCache(config.eval.features, key_of_features(model, processor), limit)
+            features = kept_features(config, config.eval.features, key_of_features(model, processor))
         media_bytes = parse_bytes(config.eval.media_bytes, "eval.media_bytes") // processes
         answers = ModelAnswers(model, processor, config.eval.batch_size, media_bytes, features)
         return answers.generate, answers.rank

@@ -125,6 +125,18 @@ class EvaluationConfig:
         """How a model is shown a prompt that has no way of its own."""
         return "interleaved" if self.rendering is None else self.rendering
 
+    @property
+    def compares(self) -> tuple[str, ...]:
+        """What the selector compares of query and demonstrations, "image" and "text"; nothing where it is not by
+        similarity."""
+        kinds, _ = BY_SIMILARITY.get(self.selector, ((), ""))
+        return kinds
+
+    @property
+    def needs_own_encoder(self) -> bool:
+        """Whether demonstrations are chosen by the encoder of the model that is asked."""
+        return "image" in self.compares and self.image_encoder is None
+
     def _check_choices(self, kind: str, attribute: str, chosen: Sequence[str]) -> None:
         known = {name: list(getattr(TASKS[name], attribute)) for name in self.tasks}
         every = list(dict.fromkeys(value for values in known.values() for value in values))
@@ -319,17 +331,9 @@ def build_prompt(
     task, condition = TASKS[setting.task], CONDITIONS[setting.condition]
     items, style = items_of(setting.task, files), task.styles[setting.style]
     is_text_only = setting.shots == 0 and setting.zero_shot == "text_only"
-    query = items.query(setting.split, query_id)
-    wanted = Wanted(
-        setting.task,
-        setting.split,
-        query_id,
-        seed,
-        TEXT_ONLY_EXAMPLES if is_text_only else setting.shots,
-        query,
-        items.support(setting.split, query_id),
-        excluded,
-    )
+    query, support = items.query(setting.split, query_id), items.support(setting.split, query_id)
+    shots = TEXT_ONLY_EXAMPLES if is_text_only else setting.shots
+    wanted = Wanted(setting.task, setting.split, query_id, seed, shots, query, support, excluded)
     episode = Episode(
         demonstrations=select(wanted, setting.selector, setting.order, selectors),
         query=query,

@@ -41,7 +41,7 @@ from flamingo_lite.evaluation.results import (
     write_samples,
 )
 from flamingo_lite.evaluation.scoring import cell_of, in_order, score_cell
-from flamingo_lite.evaluation.selection import BY_SIMILARITY, SELECTORS, Selection
+from flamingo_lite.evaluation.selection import SELECTORS, Selection
 
 T = TypeVar("T")
 
@@ -156,8 +156,7 @@ def evaluate_all(
 
 def identity_of(subjects: Sequence[Subject], config: EvaluationConfig) -> dict[str, Any]:
     """What changes the answers, as plain JSON."""
-    compared, _ = BY_SIMILARITY.get(config.selector, ((), ""))
-    idle = {name for kind, name in COMPARES.items() if kind not in compared}
+    idle = {name for kind, name in COMPARES.items() if kind not in config.compares}
     named = asdict(config) | ({"exclude": sha256_of(Path(config.exclude))} if config.exclude else {})
     named["rendering"] = config.shown_as
     out = idle.union(CHANGES_NOTHING, () if config.exclude else ("exclude",))
@@ -167,7 +166,9 @@ def identity_of(subjects: Sequence[Subject], config: EvaluationConfig) -> dict[s
     further = {
         "renderings": {s.name: s.rendering for s in subjects if s.rendering is not None},
         "encoders": {
-            kind: found for kind in compared if (found := _encoder_sha(getattr(config, COMPARES[kind])))
+            kind: found
+            for kind in config.compares
+            if (found := _encoder_sha(getattr(config, COMPARES[kind])))
         },
     }
     return identity | {name: found for name, found in further.items() if found}

@@ -99,10 +99,14 @@ def in_order(groups: Iterable[Iterable[dict[str, Any]]]) -> list[dict[str, Any]]
 
 def scored(style: Style, example: Example, raw: str) -> Scored:
     """What the style makes of a text, cut where the style ends it."""
-    text = raw
-    for stop in style.stop:
+    return style.score(cut(raw, style.stop), example)
+
+
+def cut(text: str, stops: Iterable[str]) -> str:
+    """The text in front of the first of the stops; an empty one stops nothing."""
+    for stop in filter(None, stops):
         text = text.partition(stop)[0]
-    return style.score(text, example)
+    return text
 
 
 def _scored_together(

@@ -29,6 +29,7 @@ from flamingo_lite.evaluation.lmms.samples import candidates_of, sample_of
 from flamingo_lite.evaluation.metrics import GenerationFailure
 from flamingo_lite.evaluation.ranking import Likelihood, Ranked, choose
 from flamingo_lite.evaluation.rendering import RENDERINGS, rendered_answer
+from flamingo_lite.evaluation.scoring import cut
 from flamingo_lite.names import check_choice
 from flamingo_lite.text.turns import has_roles
 
@@ -89,7 +90,7 @@ class FlamingoLite(lmms):
                 documents = [self._document(requests[i]) for i in chunk]
                 texts = self._generated(documents, longest, dict(options))
                 for i, text in zip(chunk, texts, strict=True):
-                    found[i] = _cut(text, until)
+                    found[i] = cut(text, until)
         return [found[i] for i in range(len(requests))]
 
     def loglikelihood(self, requests: list[Instance]) -> list[Any]:
@@ -225,12 +226,6 @@ def _until(settings: dict[str, Any]) -> tuple[str, ...]:
     """What ends a text."""
     until = settings.get("until") or ()
     return (until,) if isinstance(until, str) else tuple(until)
-
-
-def _cut(text: str, until: Sequence[str]) -> str:
-    for stop in until:
-        text = text.partition(stop)[0] if stop else text
-    return text
 
 
 def _answer(found: Any) -> Any:
