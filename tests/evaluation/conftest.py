@@ -1,14 +1,20 @@
-"""A text generator that solves operator induction by rule, from an image's words: a perfect reader."""
+"""A model on the disk, and a text generator that solves operator induction by rule, from an image's words: a perfect
+reader."""
 
 from __future__ import annotations
 
 import random
+from pathlib import Path
+from typing import Any
 
 import pytest
 
+from flamingo_lite.checkpoints.io import save
 from flamingo_lite.document import Document, Image
 from flamingo_lite.evaluation.answers import Generate
 from flamingo_lite.evaluation.results import prompt_sha
+from flamingo_lite.models.build import build_processor
+from tests.conftest import Built
 
 RULES = {
     "add": lambda a, b: a + b,
@@ -16,6 +22,16 @@ RULES = {
     "multiply": lambda a, b: a * b,
     "larger": max,
 }
+
+
+@pytest.fixture(scope="session")
+def checkpoint(
+    built: Built, model_config: dict[str, Any], set_gates: Any, tmp_path_factory: pytest.TempPathFactory
+) -> Path:
+    """The directory of a model whose images matter; tests read it and leave it as it is."""
+    directory = tmp_path_factory.mktemp("checkpoint") / "flamingo"
+    save(set_gates(built.copied(), 0.7), build_processor(model_config), directory)
+    return directory
 
 
 @pytest.fixture(scope="session")

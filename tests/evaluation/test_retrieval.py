@@ -16,7 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from flamingo_lite.checkpoints.io import load, save
+from flamingo_lite.checkpoints.io import load
 from flamingo_lite.data.features import FeatureCache
 from flamingo_lite.document import Image
 from flamingo_lite.errors import FlamingoError, SampleError
@@ -31,7 +31,6 @@ from flamingo_lite.evaluation.retrieval import BLOCK, Retrieval, means
 from flamingo_lite.evaluation.runner import Subject, evaluate, evaluate_all, identity_of
 from flamingo_lite.evaluation.selection import BY_SIMILARITY, SELECTORS, Wanted, select
 from flamingo_lite.evaluation.tasks import items_of
-from flamingo_lite.models.build import build, build_processor
 from flamingo_lite.models.similarity import SimilarityEncoder, load_encoder, own_encoder
 from flamingo_lite.training.ranks import join, started_ranks
 from flamingo_lite.training.settings import TrainerConfig
@@ -465,16 +464,6 @@ def test_an_interrupted_evaluation_goes_on_to_the_same_bytes(solve: Generate, tm
     with pytest.raises(KeyboardInterrupt):
         run("interrupted", interrupted)
     assert run("interrupted", solve) == run("whole", solve)
-
-
-@pytest.fixture(scope="module")
-def checkpoint(
-    model_config: dict[str, Any], set_gates: Any, tmp_path_factory: pytest.TempPathFactory
-) -> Path:
-    torch.manual_seed(2)
-    directory = tmp_path_factory.mktemp("checkpoint") / "flamingo"
-    save(set_gates(build(model_config), 0.7).eval(), build_processor(model_config), directory)
-    return directory
 
 
 def subject(checkpoint: Path) -> Subject:

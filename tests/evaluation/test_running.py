@@ -11,9 +11,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 
-from flamingo_lite.checkpoints.io import load, save
+from flamingo_lite.checkpoints.io import load
 from flamingo_lite.document import Document
 from flamingo_lite.errors import FlamingoError
 from flamingo_lite.evaluation import journal
@@ -23,7 +22,6 @@ from flamingo_lite.evaluation.grid import EvaluationConfig
 from flamingo_lite.evaluation.metrics import GenerationFailure
 from flamingo_lite.evaluation.results import failure_warning, load_samples
 from flamingo_lite.evaluation.runner import Subject, evaluate, evaluate_all
-from flamingo_lite.models.build import build, build_processor
 from flamingo_lite.training.ranks import join, started_ranks
 from flamingo_lite.training.settings import TrainerConfig
 from tests.training import ranks_helper
@@ -38,16 +36,6 @@ def asked(**changes: Any) -> EvaluationConfig:
         "resamples": 10, "batch_size": 4,
     }  # fmt: skip
     return EvaluationConfig(**{**settings, **changes})
-
-
-@pytest.fixture(scope="module")
-def checkpoint(
-    model_config: dict[str, Any], set_gates: Any, tmp_path_factory: pytest.TempPathFactory
-) -> Path:
-    torch.manual_seed(2)
-    directory = tmp_path_factory.mktemp("checkpoint") / "flamingo"
-    save(set_gates(build(model_config), 0.7).eval(), build_processor(model_config), directory)
-    return directory
 
 
 def subject(checkpoint: Path, batch_size: int = 4) -> Subject:
