@@ -259,11 +259,8 @@ def main() -> None:
     parser.add_argument("--latents", type=int, help="of an image: 64, or 4 with --small")
     parser.add_argument("--widths", type=int, nargs="*", help="of the blocks: 512, 1,024 and 2,048")
     options = parser.parse_args()
-    options.length = options.length or (64 if options.small else 2048)
-    options.images = options.images or (4 if options.small else 64)
-    options.latents = options.latents or (4 if options.small else 64)
-    if options.widths is None:
-        options.widths = [32] if options.small else [512, 1024, 2048]
+    widths = [512, 1024, 2048], [32]
+    pairing.fill_sizes(options, length=(2048, 64), images=(64, 4), latents=(64, 4), widths=widths)
     found = results(options)
     pairing.write(options.output, "attention", found, markdown(found, options))
 

@@ -284,9 +284,7 @@ def main() -> None:
     parser.add_argument("--context", type=int, help="1,024, or 64 with --small")
     parser.add_argument("--tokens", type=int, default=4, help="of a side in a round")
     options = parser.parse_args()
-    options.images = options.images or (4 if options.small else 32)
-    options.most_images = options.most_images or (8 if options.small else 64)
-    options.context = options.context or (64 if options.small else 1024)
+    pairing.fill_sizes(options, images=(32, 4), most_images=(64, 8), context=(1024, 64))
     found = results(options)
     pairing.write(options.output, "decoding", found, markdown(found, options))
 

@@ -133,6 +133,13 @@ def parser(doc: str | None, rounds: int) -> argparse.ArgumentParser:
     return made
 
 
+def fill_sizes(options: argparse.Namespace, **sizes: tuple[Any, Any]) -> None:
+    """Sets what was not said: of each option the value of a whole run, or with --small the other one."""
+    for name, (whole, small) in sizes.items():
+        if getattr(options, name) is None:
+            setattr(options, name, small if options.small else whole)
+
+
 def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     lines = ["| " + " | ".join(head) + " |", "|" + " --- |" * len(head)]
     return "\n".join([*lines, *("| " + " | ".join(row) + " |" for row in rows)])

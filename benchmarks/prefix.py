@@ -138,9 +138,7 @@ def main() -> None:
     parser.add_argument("--prompt", type=int, help="of the rows that are continued: 96, or 16 with --small")
     parser.add_argument("--tokens", type=int, help="32, or 4 with --small")
     options = parser.parse_args()
-    options.length = options.length or (16 if options.small else 256)
-    options.prompt = options.prompt or (16 if options.small else 96)
-    options.tokens = options.tokens or (4 if options.small else 32)
+    pairing.fill_sizes(options, length=(256, 16), prompt=(96, 16), tokens=(32, 4))
     found = results(options)
     pairing.write(options.output, "prefix", found, markdown(found, options))
 
