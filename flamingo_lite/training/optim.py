@@ -17,6 +17,7 @@ from torch import nn
 from flamingo_lite.errors import FlamingoError
 from flamingo_lite.models.policy import decide
 from flamingo_lite.names import check_choice
+from flamingo_lite.training.muon import Muon
 
 # Learned vectors that stand for something (queries, embeddings, positions) have no reason to shrink to 0.
 UNDECAYED = ("latents", "new_rows", "embed", "position")
@@ -134,8 +135,8 @@ def build_optimizer(
     others = [group for group in groups if not str(group["name"]).endswith(MUON)]
     optimizer: torch.optim.Optimizer = adamw(groups)
     if muon:
-        # Updates as large as AdamW's, so that one learning rate says the same of both.
-        by_muon = torch.optim.Muon(muon, lr=config.learning_rate, adjust_lr_fn="match_rms_adamw")
+        # Its updates are as large as AdamW's, so that one learning rate says the same of both.
+        by_muon = Muon(muon, lr=config.learning_rate)
         optimizer = Together([by_muon, *([adamw(others)] if others else [])])
     factor = partial(
         learning_rate_factor,

@@ -146,8 +146,10 @@ def test_each_part_moves_its_parameters_as_torchs_own_optimizer_does() -> None:
     nn.functional.cross_entropy(model(torch.arange(6)), torch.arange(6)).backward()
     torch.optim.Muon([model.layer.weight], lr=0.02, weight_decay=0.05, adjust_lr_fn="match_rms_adamw").step()
     torch.optim.AdamW([model.lm_head.weight], lr=0.01, weight_decay=0.05, betas=(0.9, 0.95)).step()
-    for name in ("layer.weight", "lm_head.weight"):
-        torch.testing.assert_close(found[name], dict(model.named_parameters())[name].detach())
+    wanted = dict(model.named_parameters())
+    torch.testing.assert_close(found["lm_head.weight"], wanted["lm_head.weight"].detach())
+    # Torch's Muon iterates in bfloat16.
+    torch.testing.assert_close(found["layer.weight"], wanted["layer.weight"].detach(), atol=2e-3, rtol=0)
 
 
 def test_muon_and_adamw_go_on_from_a_checkpoint_as_if_nothing_had_happened() -> None:
