@@ -211,6 +211,8 @@ def _check_connector(connector: ConnectorConfig, model: VisionLanguageModel) -> 
         raise refuse(
             NAME, "connector.hidden_width", connector.hidden_width, f"null or {model.connector.width}"
         )
+    if connector.input_norm:
+        raise refuse(NAME, "connector.input_norm", True, "a projector without a norm")
 
 
 def _layer(layer: Any, depth: int, directory: Path) -> int:

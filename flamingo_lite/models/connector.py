@@ -74,6 +74,7 @@ class ConnectorConfig:
     qk_norm: bool | None = None
     activation: str | None = None
     hidden_width: int | None = None
+    input_norm: bool | None = None
     bias: bool | None = None
     ff_width: int | None = None
     every: int | None = None

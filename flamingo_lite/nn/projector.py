@@ -1,6 +1,7 @@
 """Linear and MLP connectors, and none at all: every patch becomes one media token, projected on its own or as it is.
 
-Equal to LLaVA's `mm_projector_type` "linear" and "mlp2x_gelu" (`LlavaMultiModalProjector` in transformers).
+Equal to LLaVA's `mm_projector_type` "linear" and "mlp2x_gelu" (`LlavaMultiModalProjector` in transformers); with
+`input_norm`, to InternVL's (`InternVLMultiModalProjector`).
 Shape letters: m images, p patches, d width.
 """
 
@@ -30,12 +31,14 @@ class LinearConfig:
 class MLPConfig(LinearConfig):
     """`depth` linear layers with activations between them; the default is LLaVA-1.5's mlp2x_gelu.
 
-    `hidden_width`: between the layers; None means `width`.
+    `hidden_width`: between the layers; None means `width`. `input_norm`: a LayerNorm in front of the first layer, as in
+    InternVL's projector; for encoders whose features are far from unit scale.
     """
 
     depth: int = 2
     activation: str = "gelu"
     hidden_width: int | None = None
+    input_norm: bool = False
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -92,10 +95,11 @@ class MLPProjector(nn.Module):
         widths = pairwise([patch_width, *hidden, self.width])
         self.layers = nn.ModuleList(nn.Linear(before, after, bias=config.bias) for before, after in widths)
         self.activation = ACTIVATIONS[config.activation]
+        self.input_norm = nn.LayerNorm(patch_width) if config.input_norm else nn.Identity()
 
     def forward(self, patches: Tensor) -> Tensor:
         first, *others = self.layers
-        x = first(patches)
+        x = first(self.input_norm(patches))
         for layer in others:
             x = layer(self.activation(x))
         return x

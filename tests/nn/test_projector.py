@@ -6,7 +6,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
-from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig
+from transformers import CLIPVisionConfig, InternVLConfig, InternVLVisionConfig, LlamaConfig, LlavaConfig
+from transformers.models.internvl.modeling_internvl import InternVLMultiModalProjector
 from transformers.models.llava.modeling_llava import LlavaMultiModalProjector
 
 from flamingo_lite.nn.activations import ACTIVATIONS
@@ -54,6 +55,36 @@ def test_an_mlp_of_two_layers_equals_llava_in_outputs_and_gradients(
     found = torch.autograd.grad((out * weight).sum(), list(ours.parameters()))
     wanted = torch.autograd.grad((expected * weight).sum(), list(theirs.parameters()))
     torch.testing.assert_close(found, wanted, atol=TOLERANCE, rtol=TOLERANCE)
+
+
+@settings(max_examples=25, deadline=None)
+@given(seed=st.integers(0, 2**31), patches=SIZES, patch_width=SIZES, half=st.integers(1, 6))
+def test_an_mlp_with_an_input_norm_equals_internvls(
+    seed: int, patches: int, patch_width: int, half: int
+) -> None:
+    torch.manual_seed(seed)
+    theirs = InternVLMultiModalProjector(
+        InternVLConfig(
+            vision_config=InternVLVisionConfig(hidden_size=patch_width, num_attention_heads=1),
+            text_config=LlamaConfig(hidden_size=2 * half, num_attention_heads=1),
+            downsample_ratio=1.0,
+        )
+    ).double()
+    with torch.no_grad():
+        for weight in theirs.layer_norm.parameters():
+            weight.normal_()
+    ours = MLPProjector(patch_width, patches, 2 * half, MLPConfig(input_norm=True)).double()
+    names = {"linear_1": "layers.0", "linear_2": "layers.1", "layer_norm": "input_norm"}
+    ours.load_state_dict(
+        {
+            names[module] + "." + kind: weight
+            for (module, kind), weight in (
+                (name.split("."), weight) for name, weight in theirs.state_dict().items()
+            )
+        }
+    )
+    x = 20 * torch.randn(2, patches, patch_width, dtype=torch.float64)
+    torch.testing.assert_close(ours(x), theirs(x), atol=TOLERANCE, rtol=TOLERANCE)
 
 
 @settings(max_examples=25, deadline=None)
