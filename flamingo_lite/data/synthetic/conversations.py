@@ -108,6 +108,14 @@ def many_turns(generator: random.Random, painter: Painter = paint) -> Document:
     return conversation(shown, turns, [0] * len(shown), generator, painter)
 
 
+def transcripts(generator: random.Random, painter: Painter = paint) -> Document:
+    """A picture of text, in half of the conversations two, and what each says: the dearest thing to learn."""
+    shown = [text(generator) for _ in range(generator.choice((1, 2)))]
+    turns = [about_text(words, image, is_named=len(shown) > 1) for image, words in enumerate(shown)]
+    generator.shuffle(turns)
+    return conversation(shown, turns, [0] * len(shown), generator, painter)
+
+
 def _many(shown: Sequence[Shown], number: int, generator: random.Random) -> list[Turn]:
     """`number` turns, or as many as there are questions for: a text has but one."""
     asked: dict[tuple[int, Question | None], Turn] = {}

@@ -5,7 +5,13 @@ from __future__ import annotations
 import random
 from typing import Protocol
 
-from flamingo_lite.data.synthetic.conversations import captions, many_turns, two_images, visual_instructions
+from flamingo_lite.data.synthetic.conversations import (
+    captions,
+    many_turns,
+    transcripts,
+    two_images,
+    visual_instructions,
+)
 from flamingo_lite.data.synthetic.naming import naming
 from flamingo_lite.data.synthetic.operators import (
     operator_induction,
@@ -35,4 +41,5 @@ FAMILIES: dict[str, Family] = {
     "visual_instructions": visual_instructions,
     "two_images": two_images,
     "many_turns": many_turns,
+    "transcripts": transcripts,
 }

@@ -15,6 +15,7 @@ from flamingo_lite.data.synthetic.conversations import (
     captions,
     many_turns,
     same_question,
+    transcripts,
     two_images,
     visual_instructions,
 )
@@ -33,7 +34,7 @@ from flamingo_lite.data.synthetic.questions import (
 from flamingo_lite.data.synthetic.scenes import MAX_THINGS, SHAPES, is_held_out
 from flamingo_lite.document import Document, Image, Text
 
-INSTRUCTING = (captions, visual_instructions, two_images, many_turns)
+INSTRUCTING = (captions, visual_instructions, two_images, many_turns, transcripts)
 families = st.sampled_from(INSTRUCTING)
 seeds = st.integers(0, 2**32)
 
@@ -105,6 +106,19 @@ def test_many_turns_ask_nothing_twice_and_name_the_image_where_there_are_two(see
     for shown, image, question, _ in found:
         named = re.search(r"\b(first|second)\b", question)
         assert (named and named[1]) == (("first", "second")[image] if len(shown) == 2 else None)
+
+
+@settings(max_examples=50, deadline=None)
+@given(seeds)
+def test_transcripts_ask_once_for_each_of_one_or_two_texts(seed):
+    found = list(turns_of(transcripts(random.Random(seed), in_words)))
+    assert sorted(image for _, image, _, _ in found) == list(range(len(found)))
+    assert all(len(shown) == len(found) <= 2 for shown, _, _, _ in found)
+    assert all(
+        re.search(r"\b(first|second)\b", question)[1] == ("first", "second")[image]  # type: ignore[index]
+        for _, image, question, _ in found
+        if len(found) == 2
+    )
 
 
 def test_a_scene_is_asked_many_questions_and_two_scenes_often_the_same_ones() -> None:
