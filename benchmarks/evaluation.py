@@ -12,12 +12,9 @@ from __future__ import annotations
 import argparse
 import json
 import random
-import shlex
-import sys
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
-from datetime import date
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -34,7 +31,7 @@ from evaluation_sides import (
     vqa_segments,
     write_tokenizer,
 )
-from pairing import machine, versions
+from pairing import made, provenance
 from retrieval import TITLE
 from sections import section
 
@@ -102,6 +99,11 @@ def blocks(asked: Sequence[Asked], number: int) -> list[Sequence[Asked]]:
     return [asked[start : start + size] for start in range(0, len(asked), size)]
 
 
+def shared(block: Sequence[Asked], theirs: int | None, whole: int) -> dict[str, Sequence[Asked]]:
+    """The queries of a block that each side answers, where theirs answer that many of the whole; None is all."""
+    return {"ours": block, "theirs": block[: max(1, round((theirs or whole) / whole * len(block)))]}
+
+
 def same_prompts(ours: Ours, theirs: Theirs, asked: Asked) -> None:
     for segments in (vqa_segments, class_segments):
         one, other = ours.ids(asked, segments), theirs.ids(asked, segments)
@@ -116,12 +118,11 @@ def run_vqa(
 ) -> dict[str, Any]:
     """Both sides by turns; theirs on the first queries of each block, if not all. The answers have to be the same."""
     clock = Clock()
-    share = options.their_queries / len(asked) if options.their_queries else 1.0
     both: list[str] = []
     texts: dict[str, list[str]] = {side: [] for side in SIDES}
     models = {"ours": ours, "theirs": theirs}
     for number, block in enumerate(blocks(asked, options.blocks)):
-        parts = {"ours": block, "theirs": block[: max(1, round(share * len(block)))]}
+        parts = shared(block, options.their_queries, len(asked))
         for side in SIDES if number % 2 == 0 else reversed(SIDES):
             texts[side] += clock.time(side, lambda side=side, parts=parts: models[side].vqa(parts[side]))
         both += texts["ours"][-len(block) :][: len(parts["theirs"])]
@@ -139,26 +140,32 @@ def run_vqa(
 def run_ranking(
     ours: Ours, theirs: Theirs, asked: Sequence[Asked], names: Sequence[str], options: argparse.Namespace
 ) -> dict[str, Any]:
+    """As `run_vqa`; the log-probabilities have to be the same."""
     clock = Clock()
-    found: dict[str, list[torch.Tensor]] = {side: [] for side in SIDES}
+    counts = dict.fromkeys(SIDES, 0)
     models = {"ours": ours, "theirs": theirs}
+    furthest = 0.0
     for number, block in enumerate(blocks(asked, options.ranked_blocks)):
+        parts = shared(block, options.their_ranked, len(asked))
+        found: dict[str, torch.Tensor] = {}
         for side in SIDES if number % 2 == 0 else reversed(SIDES):
-            found[side].append(
-                clock.time(side, lambda side=side, block=block: models[side].rank(block, names))
+            found[side] = clock.time(
+                side, lambda side=side, parts=parts: models[side].rank(parts[side], names)
             )
+            counts[side] += len(parts[side])
+        apart = (found["ours"][: len(found["theirs"])] - found["theirs"]).abs().max()
+        furthest = max(furthest, float(apart))
         print(f"ranking, block {number + 1}: {clock.wall}", flush=True)
-    scores = {side: torch.cat(parts) for side, parts in found.items()}
-    furthest = float((scores["ours"] - scores["theirs"]).abs().max())
     if furthest > 1e-2:
         raise SystemExit(f"log-probabilities differ by {furthest}, so there is nothing to compare")
     tokens = [len(theirs.tokenizer(name, add_special_tokens=False)["input_ids"]) for name in names]
     return {
         "queries": len(asked),
+        "compared": counts["theirs"],
         "names": len(names),
         "tokens_of_a_name": sum(tokens) / len(tokens),
         "furthest_apart": furthest,
-        **clock.figures(dict.fromkeys(SIDES, len(asked))),
+        **clock.figures(counts),
     }
 
 
@@ -177,19 +184,16 @@ def results(options: argparse.Namespace) -> dict[str, Any]:
         theirs.hold(pool)
         same_prompts(ours, theirs, asked[0])
         # One class per demonstration, all as long as each other: see `Theirs.rank`.
-        classes = [Item(item.image, "", "red") for item in pool]
+        # As many ranked queries to an image of the pool as there are questions to one.
+        shown = max(options.shots, round(len(pool) * options.ranked / options.queries))
+        classes = [Item(item.image, "", "red") for item in pool[:shown]]
         ranked = draw(queries[: options.ranked], classes, options.shots, seed=4)
         with torch.no_grad():
             vqa = run_vqa(ours, theirs, asked, options)
             # Both begin with nothing encoded.
             ranking = run_ranking(Ours(model, processor, options.batch_size), theirs, ranked, names, options)
     return {
-        "command": shlex.join(["python", "benchmarks/evaluation.py", *sys.argv[1:]]),
-        "machine": machine("cpu"),
-        "threads": torch.get_num_threads(),
-        "date": date.today().isoformat(),
-        "versions": versions(),
-        "options": {name: value for name, value in vars(options).items() if name != "output"},
+        **provenance("evaluation", options),
         "vqa": vqa,
         "ranking": ranking,
     }
@@ -216,7 +220,7 @@ def markdown(found: dict[str, Any], options: argparse.Namespace) -> str:
         options=options,
         vqa=found["vqa"],
         ranking=found["ranking"],
-        versions=", ".join(f"{name} {number}" for name, number in found["versions"].items()),
+        made=made(found),
         shapes="small shapes, for a test of this script"
         if options.small
         else "ViT-B/32, 6 layers of width 512",
@@ -232,15 +236,15 @@ Written by `{found[command]}`; do not edit.
 
 {options.note}
 
-{found[date]}, {found[machine]}, {found[threads]} threads, float32, random weights ({shapes}); {versions}. One run, both
-sides in one process, in turns over the same queries.
+{made} Random weights in float32 ({shapes}). One run, both sides in one process, in turns over the same queries.
 
 - **The same work**: OpenFlamingo's `Flamingo` with our weights under its names, gates at 0.5, its prompts, the same ids.
   {vqa[queries]:,} questions, demonstrations drawn for each from a pool of {options.pool:,}; OpenFlamingo answered
   {vqa[compared]:,} of them, spread over the run, at the same cost each: it keeps nothing from one to the next.
   {vqa[different]} of these answers differ (choices closer than rounding).
-  {ranking[queries]} queries rank; their log-probabilities differ by at most
-  {ranking[furthest_apart]:.1e}.
+  {ranking[queries]} queries rank, {ranking[compared]} of them with OpenFlamingo too, whose log-probabilities differ by at
+  most {ranking[furthest_apart]:.1e}; their demonstrations come from a part of the pool, as many queries to an image as
+  among the questions.
 - **flamingo_lite**: `ModelAnswers`, as `flamingo-lite eval` runs it, in batches of {options.batch_size}. Encoding the pool
   and every query is in its time: each image goes through the encoder once, its keys and values are made once. Class names
   run as one tree, {ranking[tokens_of_a_name]:.1f} tokens a name.
@@ -268,7 +272,10 @@ def main() -> None:
     )
     parser.add_argument("--pool", type=int, default=512)
     parser.add_argument("--shots", type=int, default=8)
-    parser.add_argument("--ranked", type=int, default=16, help="of the queries")
+    parser.add_argument("--ranked", type=int, default=128, help="of the queries")
+    parser.add_argument(
+        "--their-ranked", type=int, help="how many of these OpenFlamingo ranks; by default all"
+    )
     parser.add_argument("--names", type=int, default=1000)
     parser.add_argument("--merges", type=int, default=2500, help="size of the tokenizer: fewer, longer names")
     parser.add_argument("--batch-size", type=int, default=64)
@@ -280,7 +287,7 @@ def main() -> None:
         "--output", type=Path, default=HERE, help="where evaluation.json and evaluation.md are written"
     )
     options = parser.parse_args()
-    options.model = SMALL if options.small else FULL
+    options.model, options.device = SMALL if options.small else FULL, "cpu"
     found = results(options)
     text = markdown(found, options)
     (options.output / "evaluation.json").write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")

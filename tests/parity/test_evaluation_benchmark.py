@@ -14,7 +14,16 @@ SCRIPT = Path(__file__).parents[2] / "benchmarks" / "evaluation.py"
 
 @pytest.mark.slow
 def test_both_ways_of_evaluating_give_the_same_answers(tmp_path: Path) -> None:
-    sizes = {"queries": 8, "pool": 6, "shots": 3, "ranked": 4, "names": 40, "merges": 300, "blocks": 2}
+    sizes = {
+        "queries": 8,
+        "pool": 6,
+        "shots": 3,
+        "ranked": 4,
+        "their-ranked": 2,
+        "names": 40,
+        "merges": 300,
+        "blocks": 2,
+    }
     options = [part for name, value in sizes.items() for part in (f"--{name}", str(value))]
     command = [sys.executable, str(SCRIPT), "--small", *options, "--output", str(tmp_path)]
     subprocess.run(command, check=True, timeout=300)

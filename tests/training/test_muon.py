@@ -10,9 +10,7 @@ from hypothesis import strategies as st
 from flamingo_lite.training.muon import Muon, orthogonal
 
 COEFFICIENTS = (3.4445, -4.775, 2.0315)
-SHAPES = st.lists(
-    st.tuples(st.integers(1, 9), st.integers(1, 9)), min_size=1, max_size=6
-)
+SHAPES = st.lists(st.tuples(st.integers(1, 9), st.integers(1, 9)), min_size=1, max_size=6)
 
 
 @settings(max_examples=25, deadline=None)
