@@ -140,8 +140,10 @@ class EvaluationConfig:
     def _check_choices(self, kind: str, attribute: str, chosen: Sequence[str]) -> None:
         known = {name: list(getattr(TASKS[name], attribute)) for name in self.tasks}
         every = list(dict.fromkeys(value for values in known.values() for value in values))
+        # What other tasks have may be named too, so that one list serves whichever tasks are chosen.
+        elsewhere = {value for task in TASKS.values() for value in getattr(task, attribute)}
         for value in chosen:
-            if value not in every:
+            if value not in elsewhere:
                 raise unknown(f"{kind} of {', '.join(self.tasks)}:", value, every)
         for name, values in known.items():
             if not set(values).intersection(getattr(self, attribute)):

@@ -142,6 +142,14 @@ def test_several_tasks_each_take_of_the_splits_and_styles_those_that_they_have(
     }  # fmt: skip
 
 
+@pytest.mark.parametrize("task", ["captioning", "matching", "operator_induction"])
+def test_what_is_asked_by_default_serves_every_synthetic_task(task: str) -> None:
+    asked = EvaluationConfig(tasks=[task])
+    assert {setting.split for setting in settings(asked)} == set(asked.splits) & set(TASKS[task].splits)
+    with pytest.raises(FlamingoError, match="unknown split"):
+        EvaluationConfig(tasks=[task], splits=["test", "tset"])
+
+
 def test_all_queries_of_a_split_are_asked_where_there_are_fewer(files: dict[str, dict[str, str]]) -> None:
     results = evaluate(lambda d, n: [""] * len(d), config(files, conditions=["standard"]), None)
     assert [cell["n"] for cell in results["cells"]] == [4, 20]
