@@ -60,7 +60,7 @@ def run(arguments: argparse.Namespace) -> None:
 
 
 def contamination(config: "Config", distance: int, workers: int, console: "Console") -> dict[str, Any]:
-    """What contamination.json says. Errors: `FlamingoError` for shards, files or images that cannot be read."""
+    """What contamination.json says. Errors: `FlamingoError` for shards or files that cannot be read."""
     from flamingo_lite.data.overlap import Met
     from flamingo_lite.data.shards import Shards
     from flamingo_lite.data.stores import open_store
@@ -103,3 +103,9 @@ def show(found: "Mapping[str, Any]", console: "Console") -> None:
     if found["rejects"]:
         counts = ", ".join(f"{count:,} {reason}" for reason, count in found["rejects"].items())
         console.print(f"documents that cannot be read, and were not looked at: {counts}", highlight=False)
+    if missed := found["unreadable"]:
+        console.print(
+            f"examples with an image that cannot be read, and was not looked for: {len(missed):,}, the first "
+            f"{missed[0]['id']} of {missed[0]['task']} ({missed[0]['why']})",
+            highlight=False, soft_wrap=True,
+        )  # fmt: skip

@@ -67,11 +67,13 @@ Overlaps = dict[tuple[int, Reason], Overlap]
 
 @dataclass
 class Met:
-    """What was met in some documents. `rejects`: those that cannot be used, by reason."""
+    """What was met in some documents. `rejects`: those that cannot be used, by reason. `unreadable`: the numbers of
+    examples with an image that cannot be read, and so cannot be looked for, with why."""
 
     overlaps: Overlaps = field(default_factory=dict)
     documents: int = 0
     rejects: Counter[str] = field(default_factory=Counter)
+    unreadable: dict[int, str] = field(default_factory=dict)
 
     def add(self, other: "Met") -> None:
         for key, overlap in other.overlaps.items():
@@ -81,6 +83,7 @@ class Met:
                 self.overlaps[key] = overlap
         self.documents += other.documents
         self.rejects += other.rejects
+        self.unreadable |= other.unreadable
 
 
 def runs(text: str) -> list[str]:
@@ -90,19 +93,26 @@ def runs(text: str) -> list[str]:
 
 
 class OverlapIndex:
-    """The examples of an evaluation, to be met by number. Picklable. Errors: `SampleError` for an image of theirs that
-    cannot be read."""
+    """The examples of an evaluation, to be met by number. Picklable. `unreadable`: as in `Met`; the other images and the
+    texts of these examples are looked for."""
 
     def __init__(self, examples: Sequence[Looked], distance: int = DENY_DISTANCE) -> None:
         self.distance = distance
         self._exact: dict[str, list[int]] = {}
         self._runs: dict[str, list[int]] = {}
+        self.unreadable: dict[int, str] = {}
         hashes: dict[str, int] = {}
         for number, example in enumerate(examples):
-            for image in {image.id: image for image in example.images}.values():
-                if image.id not in hashes:
-                    hashes[image.id] = perceptual_hash(image.pil())
-                self._exact.setdefault(image.id, []).append(number)
+            for image in example.images:
+                try:
+                    if image.id not in hashes:
+                        hashes[image.id] = perceptual_hash(image.pil())
+                except SampleError as error:
+                    self.unreadable.setdefault(number, str(error))
+                    continue
+                numbers = self._exact.setdefault(image.id, [])
+                if numbers[-1:] != [number]:
+                    numbers.append(number)
             for run in dict.fromkeys(run for text in example.texts for run in runs(text)):
                 self._runs.setdefault(run, []).append(number)
         self._ids = list(hashes)

@@ -62,7 +62,7 @@ def find_contamination(
 ) -> Iterable[tuple[int, Met]]:
     """After each shard, how many documents were read, and what was met in all so far."""
     index = OverlapIndex([each.looked for each in named], distance)
-    met = Met()
+    met = Met(unreadable=index.unreadable)
     for part in meet_shards(sets, index, workers):
         met.add(part)
         yield met.documents + met.rejects.total(), met
@@ -94,7 +94,14 @@ def contamination_of(
         "rejects": dict(sorted(met.rejects.items())),
         "tasks": [_counts(group, numbers, named, by_example) for group, numbers in groups.items()],
         "found": [_found(named[number], by_example[number]) for number in sorted(by_example)],
+        "unreadable": [
+            {**_identity(named[number]), "why": why} for number, why in sorted(met.unreadable.items())
+        ],
     }
+
+
+def _identity(each: Named) -> dict[str, str]:
+    return {"task": each.task, "split": each.split, "role": each.role, "id": each.example.id}
 
 
 def _counts(
@@ -118,10 +125,7 @@ def _counts(
 
 def _found(each: Named, overlaps: Mapping[str, Overlap]) -> dict[str, Any]:
     return {
-        "task": each.task,
-        "split": each.split,
-        "role": each.role,
-        "id": each.example.id,
+        **_identity(each),
         "why": {
             reason: {
                 "where": overlaps[reason].where,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import pickle
+from pathlib import Path
 
 import numpy as np
 import PIL.Image
@@ -13,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from flamingo_lite.data.overlap import WORDS, Looked, Overlap, OverlapIndex, runs
-from flamingo_lite.document import Document, Image
+from flamingo_lite.document import Document, Image, Text
 
 SENTENCE = "a tall man in a red coat feeds two grey birds beside fountains"
 QUOTED = SENTENCE.split()
@@ -107,3 +108,15 @@ def test_the_first_meeting_is_kept_and_the_nearest_looks() -> None:
     first.add(Overlap("b", 1))
     first.add(Overlap("c", 2))
     assert first == Overlap("b", 1, documents=3)
+
+
+def test_an_image_that_cannot_be_read_is_named_and_the_rest_of_its_example_looked_for(tmp_path: Path) -> None:
+    text = " ".join(map(str, range(13)))
+    examples = [
+        Looked([Image(b"\x89PNG\r\n\x1a\n"), Image(encoded(picture(1)))], [text]),
+        Looked([Image(tmp_path / "nowhere.png")], []),
+    ]
+    index = OverlapIndex(examples)
+    assert list(index.unreadable) == [0, 1] and "nowhere.png" in index.unreadable[1]
+    document = Document([Image(encoded(picture(1))), Text(text)])
+    assert set(index.meet(document, "here")) == {(0, "exact"), (0, "text")}

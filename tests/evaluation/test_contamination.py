@@ -80,18 +80,21 @@ def test_planted_examples_are_named_with_where_they_were_met(listed: Path, shard
     assert found["documents"] == 3 and found["rejects"] == {"image": 1}
 
 
-def test_texts_of_a_task_from_files_are_looked_for(tmp_path: Path) -> None:
+def test_texts_of_a_task_from_files_are_looked_for_and_damaged_images_named(tmp_path: Path) -> None:
     files = make_files("ok_vqa", tmp_path)
     questions = json.loads(Path(files["questions"]).read_text())
     questions["questions"][2]["question"] = LONG
     write_json(Path(files["questions"]), questions)
     write_shards([("quoted", Document([f"Somebody asked: {LONG}?"]))], tmp_path / "shards")
+    sorted(Path(files["images"]).iterdir())[0].write_bytes(b"nothing")
     style = ["openflamingo"]
     config = asked(tasks=["ok_vqa"], files={"ok_vqa": files}, styles=style, control_styles=style)
     named, sets = examples_of(config), [Shards(tmp_path / "shards")]
     (*_, (_, met)) = find_contamination(named, sets, distance=0, workers=1)
-    (found,) = contamination_of(named, met, sets, 0)["found"]
+    content = contamination_of(named, met, sets, 0)
+    (found,) = content["found"]
     assert (found["role"], found["id"]) == ("query", "2") and list(found["why"]) == ["text"]
+    assert content["unreadable"] and all("not an image" in each["why"] for each in content["unreadable"])
 
 
 @pytest.mark.slow
