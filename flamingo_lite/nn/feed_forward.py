@@ -8,6 +8,7 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from flamingo_lite.nn.activations import ACTIVATIONS
+from flamingo_lite.nn.recompute import recomputed
 
 
 class FeedForward(nn.Module):
@@ -21,7 +22,8 @@ class FeedForward(nn.Module):
         self.activation = ACTIVATIONS[activation]
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.down(self.activation(self.up(self.norm(x))))
+        hidden = recomputed(lambda x: self.up(self.norm(x)), x)
+        return recomputed(lambda hidden: self.down(self.activation(hidden)), hidden)
 
 
 class SwiGLU(FeedForward):
@@ -35,8 +37,9 @@ class SwiGLU(FeedForward):
         self.swish = nn.Linear(width, inner, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        x = self.norm(x)
-        return self.down(self.activation(self.swish(x)) * self.up(x))
+        scale = recomputed(lambda x: self.swish(self.norm(x)), x)
+        hidden = recomputed(lambda x: self.up(self.norm(x)), x)
+        return recomputed(lambda scale, hidden: self.down(self.activation(scale) * hidden), scale, hidden)
 
 
 FEED_FORWARDS: dict[str, type[FeedForward]] = {"gelu": FeedForward, "swiglu": SwiGLU}

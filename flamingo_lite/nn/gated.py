@@ -19,6 +19,7 @@ from flamingo_lite.errors import FlamingoError
 from flamingo_lite.nn.attention import Layout, attend
 from flamingo_lite.nn.cache import MediaCache
 from flamingo_lite.nn.feed_forward import FEED_FORWARDS
+from flamingo_lite.nn.recompute import recomputed
 from flamingo_lite.nn.sizes import check_optional_sizes, check_sizes
 from flamingo_lite.nn.whole import whole
 
@@ -156,8 +157,8 @@ class CrossAttention(nn.Module):
 
     def query(self, x: Tensor) -> Tensor:
         """Text (b t d) -> normed queries (b t h e)."""
-        query = rearrange(self.to_q(self.norm(x)), "b t (h e) -> b t h e", h=self.heads)
-        return _normed(query, self.norm_query)
+        query = recomputed(lambda x: self.to_q(self.norm(x)), x)
+        return _normed(rearrange(query, "b t (h e) -> b t h e", h=self.heads), self.norm_query)
 
     def forward(self, x: Tensor, key: Tensor, value: Tensor, layout: Layout) -> Tensor:
         query = self.query(x)

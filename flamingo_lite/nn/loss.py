@@ -7,6 +7,7 @@ Shape letters: b batch, t text positions, k trained positions, d width, v vocabu
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -19,6 +20,9 @@ IGNORED = -100
 
 LOGITS_AT_ONCE = 2**26
 """How many logits a chunk may have: 256 MB in float32, of which three or four copies live at once."""
+
+CHUNKS, LEAST_ROWS = 8, 128
+"""An eighth of the logits is little beside the rest of a step; products of fewer rows than 128 would take longer."""
 
 SCALE = 2.0**10
 """Gradients of single logits are far below what float16 can hold; a power of two changes no other digit of them."""
@@ -43,8 +47,8 @@ def next_token_loss(
     The loss is sum(weights * cross-entropy) / `num_items`, by default the sum of the weights (without any: the number
     of trained tokens). `hidden` (b t d), `labels` (b t) unshifted with -100 where nothing is trained, `weights` (b t)
     of the labels, `project`: (k d) -> (k v). `parameters`: all that `project` reads and that may train; no other
-    gets a gradient here. At most `chunk` rows of logits exist at a time. A batch without a trained token has loss 0,
-    never NaN, that still reaches every parameter. It can be differentiated once.
+    gets a gradient here. Of the logits an eighth exist at a time, in 128 to `chunk` rows. A batch without a trained token
+    has loss 0, never NaN, that still reaches every parameter. It can be differentiated once.
     """
     is_trained = F.pad(labels[:, 1:] != IGNORED, (0, 1))
     # By number, not by mask: how many there are then follows from the labels alone, not from the hidden states.
@@ -56,6 +60,7 @@ def next_token_loss(
         return 0.0 * project(hidden[:1, 0]).float().sum(), no_losses.view_as(labels)
     states = hidden.flatten(0, 1).index_select(0, trained)
     chosen = None if weights is None else weights.flatten().index_select(0, trained + 1).float()
+    chunk = min(chunk, max(LEAST_ROWS, math.ceil(len(trained) / CHUNKS)))
     trains = [p for p in parameters if p.requires_grad] if torch.is_grad_enabled() else []
     total, losses = _ChunkedLoss.apply(
         states, targets, chosen, project, chunk, torch.is_grad_enabled(), *trains

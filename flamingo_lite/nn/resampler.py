@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from flamingo_lite.nn.activations import check_activation
 from flamingo_lite.nn.feed_forward import FeedForward
+from flamingo_lite.nn.recompute import recomputed
 from flamingo_lite.nn.sizes import check_optional_sizes, check_sizes
 
 
@@ -60,12 +61,15 @@ class PerceiverAttention(nn.Module):
         self.to_out = nn.Linear(inner, width, bias=False)
 
     def forward(self, patches: Tensor, latents: Tensor) -> Tensor:
-        latents = self.norm_latents(latents)
-        query = self.norm_query(rearrange(self.to_q(latents), "m n (h e) -> m h n e", h=self.heads))
-        seen = torch.cat((self.norm_media(patches), latents), dim=1)
-        key, value = rearrange(self.to_kv(seen), "m s (two h e) -> two m h s e", two=2, h=self.heads)
+        query = recomputed(lambda latents: self.to_q(self.norm_latents(latents)), latents)
+        query = self.norm_query(rearrange(query, "m n (h e) -> m h n e", h=self.heads))
+        keys_values = recomputed(self._keys_values, patches, latents)
+        key, value = rearrange(keys_values, "m s (two h e) -> two m h s e", two=2, h=self.heads)
         out = F.scaled_dot_product_attention(query, self.norm_key(key), value)
         return self.to_out(rearrange(out, "m h n e -> m n (h e)"))
+
+    def _keys_values(self, patches: Tensor, latents: Tensor) -> Tensor:
+        return self.to_kv(torch.cat((self.norm_media(patches), self.norm_latents(latents)), dim=1))
 
 
 class ResamplerLayer(nn.Module):

@@ -95,7 +95,7 @@ def test_tokens_and_width_are_the_shape_of_what_comes_out(
         (
             {"name": "mlp", "latents": 4, "heads": 2},
             r"connector.latents=4, connector.heads=2: the connector mlp has no such field, only width, bias, "
-            r"depth, activation, hidden_width; leave it out or set it to null",
+            r"depth, activation, hidden_width, input_norm; leave it out or set it to null",
         ),
         ({"name": "identity", "depth": 1}, "connector.depth=1: the connector identity has .*, only its name"),
         ({"name": "linear", "depth": 1}, "connector.depth=1: the connector linear has no such field"),
