@@ -10,6 +10,7 @@ device has plan.memory_gb GB (10**9 bytes). What is counted:
 - activations: the most that lives at once beside them, found by running the step on tensors without numbers;
 - copies: DDP's buckets; under FSDP the root, two layers gathered and one layer's gradients;
 - peak: less than the sum, as activations go when gradients come; at the end AdamW's scratch space.
+- sent: what a device sends in a step, in rings: DDP the gradients twice, FSDP all weights twice and the gradients once.
 Not counted: the CUDA context (about half a GB), the allocator's fragmentation, communication buffers.
 Arithmetic: a multiply-add is two operations; recomputed layers are counted again."""
 
@@ -119,6 +120,7 @@ def memory_table(plan: "Plan") -> "Table":
         for memory in plan.memory.values()
     ]
     table.add_row("peak", *peaks, style="bold")
+    table.add_row("sent in a step", *(_gb(size) for size in plan.sent.values()))
     table.add_row(
         f"most rows at once in {room:g} GB", *(f"{plan.largest_rows[name]:,}" for name in plan.memory)
     )

@@ -101,7 +101,8 @@ class Memory:
 
 @dataclass(frozen=True)
 class Plan:
-    """By strategy: `rows` that a device takes at once, its `memory`, and the most rows at once that fit (`largest_rows`).
+    """By strategy: `rows` that a device takes at once, its `memory`, the bytes that it sends in a step (`sent`), and the
+    most rows at once that fit (`largest_rows`).
 
     `flops`: of a step of `batch_size` rows, all devices together, by part. `recomputed`: whether activations are.
     """
@@ -115,6 +116,7 @@ class Plan:
     parts: dict[str, Part]
     flops: dict[str, int]
     memory: dict[str, Memory]
+    sent: dict[str, int]
     one_row: dict[str, int]
     largest_rows: dict[str, int]
 
@@ -171,6 +173,7 @@ def make_plan(config: TrainingConfig, plan: PlanConfig) -> Plan:
         parts=parts_of(model),
         flops=flops,
         memory=memory,
+        sent={name: sent_bytes(name, state, plan.ranks, trainer.accumulate) for name in chosen},
         one_row=one_row,
         largest_rows=largest,
     )
@@ -254,6 +257,20 @@ def device_memory(strategy: str, state: State, trial: Trial, ranks: int) -> Memo
     at_once = max(trial.peak, state.gradients + state.scratch)
     peak = state.weights + state.optimizer + copies + at_once
     return Memory(state.weights, state.gradients, state.optimizer, trial.activations, copies, peak)
+
+
+def sent_bytes(strategy: str, state: State, ranks: int, accumulate: int) -> int:
+    """What one of `ranks` devices sends in a step, in rings, which send the least.
+
+    Gradients are summed after the last of the step's parts. Under DDP they go round twice; under FSDP once, to where their
+    shard is, and each part gathers the root once, and everything else for its forward and again for its backward pass.
+    """
+    if strategy == "single":
+        return 0
+    whole = 2 * state.gradients
+    if strategy == "fsdp":
+        whole = accumulate * (2 * state.weights - state.root) + state.gradients
+    return whole * (ranks - 1) // ranks
 
 
 def largest_rows(peak: Callable[[int], int], room: int, nothing: int, start: int) -> int:

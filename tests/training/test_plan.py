@@ -36,6 +36,7 @@ from flamingo_lite.training.plan import (
     make_plan,
     meta_model,
     parts_of,
+    sent_bytes,
     unsharded,
 )
 from flamingo_lite.training.trial import Trial
@@ -159,6 +160,13 @@ def test_fsdp_shards_the_state_and_gathers_two_layers() -> None:
     fsdp = device_memory("fsdp", STATE, Trial(500, 600, {}), ranks=4)
     assert (fsdp.weights, fsdp.gradients, fsdp.optimizer) == (250, 50, 100)
     assert fsdp.peak == 250 + 50 + 100 + 500 + (100 + 2 * 120 + 30)
+
+
+def test_ddp_sends_the_gradients_round_twice_and_fsdp_what_it_gathers_in_every_part() -> None:
+    assert sent_bytes("single", STATE, ranks=4, accumulate=2) == 0
+    assert sent_bytes("ddp", STATE, ranks=4, accumulate=2) == 2 * 200 * 3 / 4
+    assert sent_bytes("fsdp", STATE, ranks=4, accumulate=2) == (2 * (100 + 2 * 900) + 200) * 3 / 4
+    assert sent_bytes("ddp", STATE, ranks=1, accumulate=1) == sent_bytes("fsdp", STATE, 1, 1) == 0
 
 
 @settings(deadline=None)
