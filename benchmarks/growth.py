@@ -109,7 +109,7 @@ def rank_steps(rank: int, ranks: int, port: int, options: argparse.Namespace, fo
     wrapped = nn.parallel.DistributedDataParallel(model, find_unused_parameters=False)
     summed: list[int] = []
 
-    def count(state: object, bucket: dist.GradBucket) -> torch.futures.Future[Tensor]:
+    def count(state, bucket):  # DDP refuses annotations that are strings
         summed.append(bucket.buffer().nbytes)
         work = dist.all_reduce(bucket.buffer(), async_op=True)
         return work.get_future().then(lambda future: future.value()[0] / ranks)
