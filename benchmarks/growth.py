@@ -12,7 +12,6 @@ from __future__ import annotations
 import argparse
 import itertools
 import os
-import socket
 import statistics
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
@@ -31,9 +30,10 @@ from training import SMALL, UNPRETRAINED
 from training_steps import our_trainer
 
 from flamingo_lite.config import load_config
-from flamingo_lite.models.build import build
+from flamingo_lite.models.build import ModelConfig, build
 from flamingo_lite.models.model import VisionLanguageModel
 from flamingo_lite.models.policy import apply_policy
+from flamingo_lite.training.launch import free_port
 from flamingo_lite.training.plan import device_memory, meta_model, sent_bytes, state_of
 from flamingo_lite.training.precision import hold
 from flamingo_lite.training.rates import seconds_of
@@ -48,23 +48,26 @@ CURVES: dict[str, list[Point]] = {
     "rows of a step": [(rows, 256, 3) for rows in (1, 2, 4, 8)],
 }
 SMALL_CURVES: dict[str, list[Point]] = {"images of a row": [(1, 32, 1), (1, 32, 4)]}
-VARIES = {"images of a row": 2, "positions of a row": 1, "rows of a step": 0}
+WORDS = {"rows": "rows of a step", "length": "positions of a row", "images": "images of a row"}
 
 PREDICTED = {
     "model=openflamingo_9b": (("ddp", "fsdp"), 512, 3),
     "experiment=llava_1_5_7b_instruct": (("fsdp",), 2048, 1),
 }
 """Strategies, text positions of a row, images of a row."""
-VOCABULARY = 16384
 RANKS = (8, 64, 512, 1024)
 ROWS_EACH = 8
 PEAK, UTILIZATION, LINK = 989e12, 0.4, 50e9
 """Operations a second of an H100 in bfloat16, dense; the share of it that a step reaches; bytes a second between devices."""
 
 
+def model_config(options: argparse.Namespace) -> ModelConfig:
+    return load_config([*options.model, f"model.language.name={options.tokenizer}"]).model
+
+
 def trained_model(options: argparse.Namespace) -> VisionLanguageModel:
     torch.manual_seed(0)
-    config = load_config([*options.model, f"model.language.name={options.tokenizer}"]).model
+    config = model_config(options)
     model = build(config)
     apply_policy(model, config.policy)
     return model.train()
@@ -79,7 +82,7 @@ def grown(options: argparse.Namespace) -> dict[str, list[dict[str, Any]]]:
     """By curve and point: seconds of a step, and the operations that the plan counts for it."""
     model = trained_model(options)
     trainer = our_trainer(model, "32-true", "cpu")
-    config = load_config([*options.model, f"model.language.name={options.tokenizer}"]).model
+    config = model_config(options)
     found = {}
     for name, points in (SMALL_CURVES if options.small else CURVES).items():
         batches = {str(point): batch_of(model, point) for point in points}
@@ -155,12 +158,6 @@ def on_ranks(options: argparse.Namespace) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def free_port() -> int:
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        return found.getsockname()[1]
-
-
 def predictions(options: argparse.Namespace) -> list[dict[str, Any]]:
     """What the plan says of presets on more and more devices, each with as many rows: one trial serves all of them."""
     found = []
@@ -185,7 +182,7 @@ def predictions(options: argparse.Namespace) -> list[dict[str, Any]]:
 
 
 def curve_table(name: str, points: Sequence[Mapping[str, Any]]) -> str:
-    field = ("rows", "length", "images")[VARIES[name]]
+    (field,) = (field for field, word in WORDS.items() if word == name)
     first = points[0]
     rows = [
         [
@@ -201,9 +198,6 @@ def curve_table(name: str, points: Sequence[Mapping[str, Any]]) -> str:
     head = [name, "ms a step", "operations, 10^9", "time grows", "operations grow", "activations, MB"]
     fixed = [f"{first[other]:,} {word}" for other, word in WORDS.items() if other != field]
     return f"### {name.capitalize()}\n{', '.join(fixed)}.\n\n{table(head, rows)}\n"
-
-
-WORDS = {"rows": "rows of a step", "length": "positions of a row", "images": "images of a row"}
 
 
 def prediction_table(found: Sequence[Mapping[str, Any]]) -> str:
@@ -300,7 +294,7 @@ def main() -> None:
     os.environ["OMP_NUM_THREADS"] = "1"
     with tempfile.TemporaryDirectory() as folder:
         options.tokenizer = folder
-        write_tokenizer(Path(folder), VOCABULARY)
+        write_tokenizer(Path(folder), load_config(options.model).model.language.config["vocab_size"])
         measured: dict[str, Callable[[], Any]] = {
             "predictions": partial(predictions, options),
             "curves": partial(grown, options),

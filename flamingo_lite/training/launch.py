@@ -43,7 +43,7 @@ def launch(settings: str, devices: int, what: str = "train") -> None:
 
 def supervise(commands: Sequence[Sequence[str]], grace: float = GRACE) -> None:
     """Runs one process per command as a rank, and forwards SIGTERM and SIGUSR1 to them; see `launch`."""
-    port = _free_port()
+    port = free_port()
     ranks = [_Rank(number, command, len(commands), port) for number, command in enumerate(commands)]
 
     def forward(number: int, frame: FrameType | None) -> None:
@@ -160,7 +160,8 @@ def _wait(ranks: Iterable[_Rank], until: float | None = None) -> _Rank | None:
     return None
 
 
-def _free_port() -> int:
+def free_port() -> int:
+    """A port of this machine that nobody listens on now."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return probe.getsockname()[1]
