@@ -21,15 +21,17 @@ def test_the_updates_are_torchs_but_for_its_rounding(shapes: list[tuple[int, int
     theirs = [torch.nn.Parameter(parameter.detach().clone()) for parameter in ours]
     optimizer = Muon(ours, lr=0.1)
     reference = torch.optim.Muon(theirs, lr=0.1, adjust_lr_fn="match_rms_adamw")
-    for _ in range(3):
-        for one, other in zip(ours, theirs, strict=True):
-            one.grad = torch.randn_like(one)
+    # Orthogonal gradients: no singular value is so small that bfloat16 loses it.
+    directions = [torch.nn.init.orthogonal_(torch.empty(shape)) for shape in shapes]
+    for scale in (1.0, 0.5, 2.0):
+        for one, other, direction in zip(ours, theirs, directions, strict=True):
+            one.grad = scale * direction
             other.grad = one.grad.clone()
         optimizer.step()
         reference.step()
-    # An update is 0.02 times the root of the longer side; bfloat16 keeps 8 bits of it.
+    # An update is up to 0.02 times the root of the longer side, and bfloat16 keeps 8 bits of it.
     for one, other in zip(ours, theirs, strict=True):
-        torch.testing.assert_close(one, other, atol=0.02 * max(one.shape) ** 0.5, rtol=0)
+        torch.testing.assert_close(one, other, atol=0.002 * max(one.shape) ** 0.5, rtol=0)
 
 
 @settings(max_examples=25, deadline=None)

@@ -54,6 +54,12 @@ def turns_of(document: Document) -> Iterator[tuple[list[str], int, str, str]]:
             yield list(shown), next(meta)["image"], question, segment.text
 
 
+def ordinal(question: str) -> str | None:
+    """Which image a question names."""
+    named = re.search(r"\b(first|second)\b", question)
+    return None if named is None else named[1]
+
+
 def truth(words: str, question: str) -> str:
     """The answer by a reader of its own, from what the picture shows in words."""
     things = [tuple(thing.split(" ")) for thing in words.split(", ")]
@@ -95,7 +101,7 @@ def test_with_two_images_each_question_names_the_one_it_is_about_and_both_are_as
     found = list(turns_of(two_images(random.Random(seed), in_words)))
     assert len(found) == 3 and {image for _, image, _, _ in found} == {0, 1}
     for _, image, question, _ in found:
-        assert re.search(r"\b(first|second)\b", question)[1] == ("first", "second")[image]  # type: ignore[index]
+        assert ordinal(question) == ("first", "second")[image]
 
 
 @settings(max_examples=100, deadline=None)
@@ -104,8 +110,7 @@ def test_many_turns_ask_nothing_twice_and_name_the_image_where_there_are_two(see
     found = list(turns_of(many_turns(random.Random(seed), in_words)))
     assert len({(image, question) for _, image, question, _ in found}) == len(found) <= 16
     for shown, image, question, _ in found:
-        named = re.search(r"\b(first|second)\b", question)
-        assert (named and named[1]) == (("first", "second")[image] if len(shown) == 2 else None)
+        assert ordinal(question) == (("first", "second")[image] if len(shown) == 2 else None)
 
 
 @settings(max_examples=50, deadline=None)
@@ -115,9 +120,7 @@ def test_transcripts_ask_once_for_each_of_one_or_two_texts(seed):
     assert sorted(image for _, image, _, _ in found) == list(range(len(found)))
     assert all(len(shown) == len(found) <= 2 for shown, _, _, _ in found)
     assert all(
-        re.search(r"\b(first|second)\b", question)[1] == ("first", "second")[image]  # type: ignore[index]
-        for _, image, question, _ in found
-        if len(found) == 2
+        ordinal(question) == ("first", "second")[image] for _, image, question, _ in found if len(found) == 2
     )
 
 
