@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from unittest.mock import patch
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -21,17 +23,15 @@ def test_the_updates_are_torchs_but_for_its_rounding(shapes: list[tuple[int, int
     theirs = [torch.nn.Parameter(parameter.detach().clone()) for parameter in ours]
     optimizer = Muon(ours, lr=0.1)
     reference = torch.optim.Muon(theirs, lr=0.1, adjust_lr_fn="match_rms_adamw")
-    # Orthogonal gradients: no singular value is so small that bfloat16 loses it.
-    directions = [torch.nn.init.orthogonal_(torch.empty(shape)) for shape in shapes]
-    for scale in (1.0, 0.5, 2.0):
-        for one, other, direction in zip(ours, theirs, directions, strict=True):
-            one.grad = scale * direction
-            other.grad = one.grad.clone()
-        optimizer.step()
-        reference.step()
-    # An update is up to 0.02 times the root of the longer side, and bfloat16 keeps 8 bits of it.
-    for one, other in zip(ours, theirs, strict=True):
-        torch.testing.assert_close(one, other, atol=0.002 * max(one.shape) ** 0.5, rtol=0)
+    # With bfloat16 taken from torch's iteration, nothing is left between the two but the order of sums.
+    with patch.object(torch, "bfloat16", torch.float32):
+        for _ in range(3):
+            for one, other in zip(ours, theirs, strict=True):
+                one.grad = torch.randn(one.shape)
+                other.grad = one.grad.clone()
+            optimizer.step()
+            reference.step()
+    torch.testing.assert_close(ours, theirs, atol=1e-4, rtol=1e-4)
 
 
 @settings(max_examples=25, deadline=None)
