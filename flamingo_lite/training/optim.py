@@ -22,7 +22,7 @@ from flamingo_lite.training.muon import Muon
 # Learned vectors that stand for something (queries, embeddings, positions) have no reason to shrink to 0.
 UNDECAYED = ("latents", "new_rows", "embed", "position")
 
-# Words go in and out there one row at a time, which Muon would mix.
+# Words go in and out there one row at a time, which Muon would mix. Kernels of convolutions are no matrices to it.
 WORDS = ("embed", "lm_head")
 
 DECAYS = ("cosine", "linear")
@@ -116,7 +116,7 @@ def parameter_groups(
             decay = decay if decision.entry.weight_decay is None else decision.entry.weight_decay
         rate *= config.gate_factor if kind == "gates" else 1.0
         group = {"params": [], "lr": rate, "weight_decay": decay if kind == "matrices" else 0.0}
-        if config.muon_factor is not None and kind == "matrices" and not any(word in name for word in WORDS):
+        if config.muon_factor is not None and kind == "matrices" and _is_inner(name, parameter):
             kind = MUON
             group["lr"] *= config.muon_factor
         groups.setdefault((owner, kind), {"name": f"{owner}{kind}", **group})["params"].append(parameter)
@@ -185,3 +185,7 @@ def _is_gate(name: str, parameter: nn.Parameter) -> bool:
 
 def _decays(name: str, parameter: nn.Parameter) -> bool:
     return parameter.ndim >= 2 and not any(word in name for word in UNDECAYED)
+
+
+def _is_inner(name: str, parameter: nn.Parameter) -> bool:
+    return parameter.ndim == 2 and not any(word in name for word in WORDS)

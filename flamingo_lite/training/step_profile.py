@@ -105,6 +105,10 @@ class OperationClock(FlopsByPart):
         self.paths[(*self._place(), func._overloadpacket.__name__)] += spent
         return result
 
+    def _part(self) -> str | None:
+        """Muon's products are the optimizer's."""
+        return self.stage or super()._part()
+
     def _place(self) -> Path:
         if self.stage is not None:
             return (self.stage,)
@@ -280,7 +284,7 @@ def data_cost(step: Step) -> PartCost:
 
 
 def optimizer_cost(step: Step, cost: PartCost, rate: float) -> PartCost:
-    """Its limit: weights, gradients and state are read once, weights and state written once."""
+    """Its limit: weights, gradients and state are read once, weights and state written once, beside its products."""
     trained = sum(p.nbytes for p in step.model.parameters() if p.requires_grad)
     state = sum(
         value.nbytes
@@ -288,7 +292,7 @@ def optimizer_cost(step: Step, cost: PartCost, rate: float) -> PartCost:
         for value in entry.values()
         if isinstance(value, torch.Tensor)
     )
-    return replace(cost, kept=state, limit=(3 * trained + 2 * state) / rate)
+    return replace(cost, kept=state, limit=(cost.limit or 0.0) + (3 * trained + 2 * state) / rate)
 
 
 def modules_by_part(model: VisionLanguageModel) -> dict[nn.Module, str]:

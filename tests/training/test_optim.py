@@ -152,6 +152,17 @@ def test_each_part_moves_its_parameters_as_torchs_own_optimizer_does() -> None:
     torch.testing.assert_close(found["layer.weight"], wanted["layer.weight"].detach(), atol=2e-3, rtol=0)
 
 
+def test_muon_leaves_kernels_of_convolutions_to_adamw() -> None:
+    model = nn.Sequential(nn.Conv2d(3, 4, 2), nn.Flatten(), nn.Linear(4, 2))
+    config = OptimizerConfig(learning_rate=0.01, muon_factor=2.0)
+    groups = groups_of(model, config)  # type: ignore[arg-type]
+    assert groups["matrices by Muon"]["params"] == {"2.weight"}
+    assert groups["matrices"]["params"] == {"0.weight"}
+    optimizer, _ = build_optimizer(model, config, steps=2)
+    model(torch.ones(1, 3, 2, 2)).sum().backward()
+    optimizer.step()
+
+
 def test_muon_and_adamw_go_on_from_a_checkpoint_as_if_nothing_had_happened() -> None:
     config = OptimizerConfig(learning_rate=0.01, warmup_steps=2, muon_factor=2.0)
     whole, parts = trained(config, steps=5), trained(config, steps=5, through_checkpoint=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from html.parser import HTMLParser
 
 import pytest
@@ -44,6 +45,13 @@ def test_all_arithmetic_of_a_step_belongs_to_one_part(step: Step) -> None:
         step.run()
     assert counter.get_total_flops() > 0
     assert sum(clock.flops.values()) == STEPS * counter.get_total_flops()
+
+
+def test_muons_products_are_the_optimizers(step: Step) -> None:
+    settings = ["model=flamingo_tiny", "data.families={scenes: 1}", "stage.optimizer.muon_factor=4"]
+    by_muon, by_adamw = timed(Step(load_config(settings), rows=2, device="cpu"))[0], timed(step)[0]
+    assert by_muon.flops[OPTIMIZER] > 0 == by_adamw.flops[OPTIMIZER]
+    assert by_muon.flops[None] == by_adamw.flops[None] > 0, "the head and the loss"
 
 
 def test_every_part_has_its_costs(step: Step) -> None:
@@ -148,3 +156,5 @@ def test_the_page_shows_every_bar_runs_nothing_and_escapes_its_title() -> None:
     assert not tags.open and "script" not in tags.seen and "default-src 'none'" in written
     for node in _nodes(flame(small_profile().paths, "a step")):
         assert f'title="{node.name}: {1e3 * node.seconds:.2f} ms' in written
+    # Growth factors that sum to less than 1 would leave a part of their row empty.
+    assert all(float(growth) >= 1 for growth in re.findall(r"flex: ([\d.]+)", written))
