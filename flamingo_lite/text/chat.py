@@ -13,7 +13,7 @@ from typing import Any
 
 from flamingo_lite.document import IMAGE_TOKEN
 from flamingo_lite.errors import FlamingoError
-from flamingo_lite.text.conversation import BEGIN, END, ConversationTemplate
+from flamingo_lite.text.conversation import BEGIN, END, NUMBER, ConversationTemplate
 
 CONTENTS_AS_STRINGS = (
     "{%- set plain = namespace(messages=[], content='') -%}\n"
@@ -56,10 +56,18 @@ WRITTEN_AS_DATA = (
     "{%- set said.opening = '' -%}{%- set said.words = '' -%}{%- set said.before = '' -%}{%- set said.input = false -%}\n"
     "{%- set content = message.content -%}\n"
     "{%- for part in ([{'type': 'text', 'text': content}] if content is string else content or []) -%}\n"
+    "{%- if part.type != 'text' -%}\n"
+    "{%- set said.number = said.number + 1 -%}\n"
+    "{%- set image = t.image_label.replace('"
+    + NUMBER
+    + "', said.number | string) + '"
+    + IMAGE_TOKEN
+    + "' -%}\n"
+    "{%- endif -%}\n"
     "{%- if part.type != 'text' and is_user and t.images_first and said.before == '' -%}\n"
-    "{%- set said.opening = said.opening + '" + IMAGE_TOKEN + "' -%}\n"
+    "{%- set said.opening = said.opening + image -%}\n"
     "{%- elif part.type != 'text' -%}\n"
-    "{%- set said.words = said.words + (t.image_joint if said.before else '') + '" + IMAGE_TOKEN + "' -%}\n"
+    "{%- set said.words = said.words + (t.image_joint if said.before else '') + image -%}\n"
     "{%- set said.before = 'image' -%}\n"
     "{%- elif part.text and (t.writes_questions or not is_user) -%}\n"
     "{%- set joint = t.image_joint if said.before == 'image' else '' -%}\n"
@@ -71,12 +79,12 @@ WRITTEN_AS_DATA = (
     "{%- endfor -%}\n"
     "{%- if t.strips -%}{%- set said.words = said.words.strip() -%}{%- endif -%}\n"
     "{%- endmacro -%}\n"
-    "{%- set said = namespace(opening='', words='', before='', input=false) -%}\n"
+    "{%- set said = namespace(opening='', words='', before='', input=false, number=0) -%}\n"
     "{%- set turns = messages[1:] if messages[0].role == 'system' else messages -%}\n"
     "{%- if messages[0].role == 'system' -%}\n"
     "{{- say(said, messages[0], false) -}}{%- set system = said.words -%}\n"
     "{%- else -%}\n"
-    "{{- say(said, turns[0], true) -}}\n"
+    "{{- say(said, turns[0], true) -}}{%- set said.number = 0 -%}\n"
     "{%- set system = t.system_with_input if said.input and t.system_with_input is not none else t.system -%}\n"
     "{%- endif -%}\n"
     "{%- set system = t.system_before + system + t.system_after if system and t.writes_questions else '' -%}\n"

@@ -21,6 +21,9 @@ BEGIN, END = "{begin}", "{end}"
 TOKENIZER = "tokenizer"
 """The name of the template that stands for a tokenizer's own `chat_template`."""
 
+NUMBER = "{number}"
+"""Stands in `image_label` for the image's number in its conversation, from 1."""
+
 Images = Callable[[bool], Iterator[Piece]]
 """The pieces of one image, by whether another one stands just before it."""
 
@@ -36,8 +39,9 @@ class ConversationTemplate:
     of the system where the first turn has such an input. `images_first`: images that open the user's turn stand before
     `user_before` (Otter). `writes_questions`: False leaves out all words but those of answers, not the images (LLaVA's
     alignment). `stop` is trained on, and generation ends there. `strips`: the ends of turns lose their blanks.
-    `image_joint`: between an image and what stands beside it in its turn. `tokens`: which the tokenizer must have; others
-    that it knows are single tokens as well.
+    `image_joint`: between an image and what stands beside it in its turn. `image_label`: right before each image, with its
+    number (as Mantis's and Qwen-VL's), so that words can say which image they mean. `tokens`: which the tokenizer must have;
+    others that it knows are single tokens as well.
     """
 
     name: str = "own"
@@ -57,6 +61,7 @@ class ConversationTemplate:
     assistant_after: str = ""
     strips: bool = False
     image_joint: str = "\n"
+    image_label: str = ""
     tokens: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
@@ -85,6 +90,7 @@ class ConversationTemplate:
         """
         has_system = turns[0].role == "system"
         system = self._system(turns[0] if has_system else None, turns[has_system])
+        images = self.labelled(images, fixed)
         said = turns[has_system:]
         yield from fixed(self.start)
         if system and not self.system_in_user:
@@ -104,6 +110,18 @@ class ConversationTemplate:
             yield from fixed(self.user_after)
         if said[-1].role == "user":
             yield from fixed(self.assistant_before.removesuffix(" "))
+
+    def labelled(self, images: Images, fixed: "FixedWords") -> Images:
+        """The images of one conversation, each behind its label."""
+        if not self.image_label:
+            return images
+        numbers = itertools.count(1)
+
+        def with_label(is_behind_image: bool) -> Iterator[Piece]:
+            yield from fixed(self.image_label.replace(NUMBER, str(next(numbers))))
+            yield from images(False)
+
+        return with_label
 
     def _opening_images(self, turn: Turn) -> tuple[int, list[Text | Image]]:
         """How many images come before the words that stand before the turn, and what stands behind these."""

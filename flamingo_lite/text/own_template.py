@@ -64,6 +64,7 @@ def write_own(
     """
     _refuse_control(turns, tokenizer, name)
     fixed = FixedWords(template, tokenizer)
+    images = template.labelled(images, fixed)
     answers = (turn for turn in turns if turn.role == "assistant")
     for before, answer in rendered(turns, tokenizer, name, template.image_joint):
         yield from _with_images(before, fixed, images)

@@ -1,5 +1,7 @@
 """Whatever is said, under whatever template and kind of tokenizer: trained on are the answers, each with its stop."""
 
+from dataclasses import replace
+
 import PIL.Image
 import pytest
 from hypothesis import given, settings
@@ -12,7 +14,9 @@ from flamingo_lite.text.tokenizer import encode
 from tests.text.tokenizer_kinds import KINDS, decoded, tokenizer_of
 
 PICTURES = [Image(PIL.Image.new("RGB", (2, 2), (i, 0, 0))) for i in range(3)]
-NAMES = [name for name in CONVERSATIONS if name != "tokenizer"]
+LABELLED = replace(CONVERSATIONS["chatml"], image_label="Picture {number}: ")
+TEMPLATES = {**CONVERSATIONS, "chatml with labels": LABELLED}
+NAMES = [name for name in TEMPLATES if name != "tokenizer"]
 
 # "▁" is how SentencePiece writes a blank, and comes back as one; a lone surrogate is no text.
 words = st.text(
@@ -58,7 +62,7 @@ conversations = st.builds(
 
 def expected(document: Document, name: str, kind: str) -> str:
     """The answers that are trained on, as the template surrounds them, and as the tokenizer begins words behind a token."""
-    template = CONVERSATIONS[name]
+    template = TEMPLATES[name]
     said, is_first, is_behind_token = "", True, name == "plain"
     for segment in document:
         if isinstance(segment, Image):
@@ -88,7 +92,7 @@ def test_the_ids_that_are_trained_on_are_exactly_the_answers(
     name: str, kind: str, document: Document
 ) -> None:
     tokenizer = tokenizer_of(kind)
-    encoded = encode(document, tokenizer, Template(conversation=CONVERSATIONS[name]), True)
+    encoded = encode(document, tokenizer, Template(conversation=TEMPLATES[name]), True)
     trained = [label for label in encoded.labels if label != -100]
     assert decoded(tokenizer, trained) == expected(document, name, kind)
     assert all(label in (-100, token) for token, label in zip(encoded.input_ids, encoded.labels, strict=True))
@@ -102,7 +106,7 @@ def test_the_ids_that_are_trained_on_are_exactly_the_answers(
 def test_a_prompt_is_the_beginning_of_what_is_trained_on(
     name: str, kind: str, document: Document, loss: bool
 ) -> None:
-    tokenizer, template = tokenizer_of(kind), Template(conversation=CONVERSATIONS[name])
+    tokenizer, template = tokenizer_of(kind), Template(conversation=TEMPLATES[name])
     prompt = [s for s in document if not (isinstance(s, Text) and s.role == "assistant")]
     short = encode(Document(prompt), tokenizer, template)
     answer = Text("It is.", loss, "assistant")

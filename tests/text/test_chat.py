@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import PIL.Image
@@ -122,7 +123,14 @@ def as_document(messages: list[dict[str, Any]]) -> Document:
     return Document(segments)
 
 
-@pytest.mark.parametrize("name", [name for name in CONVERSATIONS if name != "tokenizer"])
+LABELLED = {
+    f"{name} with labels": replace(CONVERSATIONS[name], image_label="Picture {number}: ")
+    for name in ("v1", "otter", "llama2")
+}
+WRITTEN = {**CONVERSATIONS, **LABELLED}
+
+
+@pytest.mark.parametrize("name", [name for name in WRITTEN if name != "tokenizer"])
 @settings(max_examples=15, deadline=None)
 @given(
     system=st.none() | st.sampled_from(["Be brief.", " s "]),
@@ -136,7 +144,7 @@ def test_messages_are_written_as_conversations_are(
     for question, answer in turns:
         messages += [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
     messages = messages[:-1] if is_prompt else messages
-    template, tokenizer = CONVERSATIONS[name], tokenizer_of("byte_level_bpe")
+    template, tokenizer = WRITTEN[name], tokenizer_of("byte_level_bpe")
     written = write(
         as_document(messages), tokenizer, Template(conversation=template), not is_prompt, "a chat"
     )

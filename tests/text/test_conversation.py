@@ -96,6 +96,18 @@ def test_images_stand_where_they_stand_in_any_turn(speaker: PreTrainedTokenizerF
     assert encoded.images == document.images
 
 
+def test_labels_number_the_images_of_a_conversation(speaker: PreTrainedTokenizerFast) -> None:
+    template = replace(CONVERSATIONS["otter"], image_label="Picture {number}: ")
+    document = Document(
+        [PICTURE, OTHER, user("Alike?"), assistant("No."), user("And"), PICTURE, assistant("Yes.")]
+    )
+    encoded = encode(document, speaker, Template(conversation=template), True)
+    said = speaker.decode(encoded.input_ids)
+    assert said.startswith("<|endoftext|>Picture 1: <image>Picture 2: <image>User: Alike? GPT:<answer> No.")
+    assert "User: AndPicture 3: <image> GPT:<answer> Yes." in said
+    assert encoded.images == document.images
+
+
 def test_images_alone_are_a_turn(speaker: PreTrainedTokenizerFast) -> None:
     document = Document([PICTURE, OTHER, assistant("Cats."), PICTURE])
     assert shown(document[:3], speaker, "plain") == "<s><image><image>[Cats.\n]"

@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Iterator
+from dataclasses import replace
 
 import PIL.Image
 import pytest
@@ -48,6 +49,17 @@ def test_images_stand_where_they_stand(speaker: PreTrainedTokenizerFast) -> None
     encoded = encode(Document(TURNS), speaker, OWN, True)
     assert speaker.decode(encoded.input_ids).startswith("<|im_start|>user\n<image>\na<|im_end|>")
     assert encoded == encode(Document(TURNS), speaker, Template(conversation=CONVERSATIONS["chatml"]), True)
+
+
+def test_its_images_have_their_labels(speaker: PreTrainedTokenizerFast) -> None:
+    speaker.chat_template = CHATML
+    own, written = (
+        Template(conversation=replace(CONVERSATIONS[name], image_label="Picture {number}: "))
+        for name in ("tokenizer", "chatml")
+    )
+    encoded = encode(Document(TURNS), speaker, own, True)
+    assert speaker.decode(encoded.input_ids).startswith("<|im_start|>user\nPicture 1: <image>\na<|im_end|>")
+    assert encoded == encode(Document(TURNS), speaker, written, True)
 
 
 @pytest.mark.parametrize("template", [REASONING, SHOUTING])
