@@ -86,9 +86,13 @@ def test_the_second_stage_changes_what_the_table_says(
         p.numel() for p in after.parameters() if p.requires_grad
     )
     parts = {row.part for row in table if row.trainable}
-    assert parts == (
-        {"connector", "adapters"} if "lora" in stage else {"connector", "language model", "new rows"}
-    )
+    full = {"connector", "language model", "new rows"}
+    assert parts == {
+        "tiny_instruct": {*full, "vision encoder"},
+        "llava_instruct": full,
+        "tiny_lora": {"connector", "adapters"},
+        "llava_lora": {"connector", "adapters"},
+    }[stage]
 
 
 class OneMarkLess(lightning.Callback):

@@ -35,7 +35,7 @@ TEXT_SHARE = 0.4
 MOST_TURNS = 5
 TURNS_OF_TWO = 3
 MOST_DRAWS = 100
-MANY_TURNS, MANY_TURNS_OF_TWO = (6, 16), (4, 9)
+MANY_TURNS, MANY_TURNS_OF_TWO = (6, 16), (6, 14)
 
 
 @dataclass(frozen=True)
@@ -93,13 +93,13 @@ def two_images(generator: random.Random, painter: Painter = paint, held_out: boo
 
 
 def many_turns(generator: random.Random, painter: Painter = paint) -> Document:
-    """One image, in a third of the conversations two, and turns as in the two families above, but many of them.
+    """One image, in half of the conversations two, and turns as in the two families above, but many of them.
 
     An image costs as many tokens as three questions: a model learns more from sixteen questions about one than from one
     question each about five. No question is put twice to an image; two scenes are often asked the same ones.
     """
     subject = draw_subject(generator)
-    is_pair = generator.random() < 1 / 3
+    is_pair = generator.random() < 1 / 2
     shown = [draw_shown(generator, subject)]
     if is_pair:
         shown.append(draw_scene_with(generator, subject))
