@@ -2,7 +2,7 @@
 
     python experiments/instruct/score.py outputs/llava_tiny_instruct/flamingo --output llava.json
 
-Single questions: 200 of each kind, a held-out scene each. Conversations: three turns about two held-out images, in which
+Single questions: 800 of each kind, a held-out scene each. Conversations: three turns about two held-out images, in which
 the model goes on from its own answers; two of the turns mostly ask the same of both images, with different answers.
 --words: the same in words, every image replaced by what it shows: what the language model can do at best.
 """
@@ -91,7 +91,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("model", type=pathlib.Path)
     parser.add_argument("--output", type=pathlib.Path)
-    parser.add_argument("--number", type=int, default=200)
+    parser.add_argument("--number", type=int, default=800)
     parser.add_argument("--words", action="store_true", help="images are replaced by what they show")
     arguments = parser.parse_args()
 
