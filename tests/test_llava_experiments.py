@@ -1,8 +1,15 @@
-"""LLaVA-1.5's experiments: each composes, builds on the meta device under its policy, and is what was published."""
+"""LLaVA-1.5's experiments: each composes, builds on the meta device under its policy, and is what was published. The tiny
+one's model is what its experiment says."""
+
+import random
+from pathlib import Path
 
 import pytest
 
+import flamingo_lite as fl
 from flamingo_lite.config import Config, load_config
+from flamingo_lite.data.synthetic.conversations import about_scene, conversation
+from flamingo_lite.data.synthetic.questions import Question, draw_scene_with, draw_subject
 from flamingo_lite.models.model import VisionLanguageModel
 from flamingo_lite.models.policy import apply_policy
 from flamingo_lite.training.optim import build_optimizer
@@ -10,6 +17,7 @@ from flamingo_lite.training.plan import meta_model, parts_of
 
 Built = tuple[str, Config, VisionLanguageModel]
 STAGES = ("align", "instruct", "lora")
+EXPERIMENTS = Path(__file__).parents[1] / "experiments"
 
 
 @pytest.fixture(scope="module", params=STAGES)
@@ -99,3 +107,16 @@ def test_both_tiny_systems_are_tuned_on_the_same_data_by_the_same_steps() -> Non
         # Rows hold as many documents, so that an update is made from as many.
         one.stage.row_length = other.stage.row_length = None
         assert one.stage == other.stage
+
+
+def test_the_tiny_llava_that_is_kept_describes_scenes_that_no_training_showed() -> None:
+    model, processor = fl.load(EXPERIMENTS / "instruct" / "again" / "model")
+    generator = random.Random(7)
+    scenes = [draw_scene_with(generator, draw_subject(generator), held_out=True) for _ in range(20)]
+    turns = [about_scene(Question("caption"), scene, 0) for scene in scenes]
+    documents = [
+        conversation([scene], [turn], [0], generator) for scene, turn in zip(scenes, turns, strict=True)
+    ]
+    said = fl.generate(model, processor, [document[:-1] for document in documents], max_new_tokens=32)
+    right = [words.strip() == turn.answer for words, turn in zip(said, turns, strict=True)]
+    assert sum(right) >= 17, list(zip(said, turns, strict=True))
