@@ -130,7 +130,7 @@ def trained(config: OptimizerConfig, steps: int, through_checkpoint: bool = Fals
 
 def test_muon_trains_the_matrices_inside_at_its_own_rate_and_adamw_the_rest() -> None:
     config = OptimizerConfig(learning_rate=0.1, weight_decay=0.3, muon_factor=4.0)
-    groups = groups_of(Layers(), config)  # type: ignore[arg-type]
+    groups = groups_of(Layers(), config)
     assert groups["matrices by Muon"]["params"] == {"layer.weight"}
     assert groups["matrices by Muon"]["lr"] == pytest.approx(0.4)
     assert groups["matrices by Muon"]["weight_decay"] == 0.3
@@ -155,7 +155,7 @@ def test_each_part_moves_its_parameters_as_torchs_own_optimizer_does() -> None:
 def test_muon_leaves_kernels_of_convolutions_to_adamw() -> None:
     model = nn.Sequential(nn.Conv2d(3, 4, 2), nn.Flatten(), nn.Linear(4, 2))
     config = OptimizerConfig(learning_rate=0.01, muon_factor=2.0)
-    groups = groups_of(model, config)  # type: ignore[arg-type]
+    groups = groups_of(model, config)
     assert groups["matrices by Muon"]["params"] == {"2.weight"}
     assert groups["matrices"]["params"] == {"0.weight"}
     optimizer, _ = build_optimizer(model, config, steps=2)
