@@ -236,7 +236,7 @@ def _run_all(runs: "Sequence[Config]", jobs: int, console: "Console") -> None:
             run_one(config, console)
         return
     # Spawned, not forked: the parent may hold threads (torch's) whose locks a fork would copy locked.
-    pool = ProcessPoolExecutor(jobs, multiprocessing.get_context("spawn"))
+    pool = ProcessPoolExecutor(jobs, multiprocessing.get_context("spawn"), end_with_parent)
     try:
         running = {pool.submit(run_quietly, config): config for config in runs}
         console.print(f"{len(runs)} runs, {jobs} at a time", highlight=False)
@@ -254,6 +254,26 @@ def _run_all(runs: "Sequence[Config]", jobs: int, console: "Console") -> None:
         ) from error
     finally:
         pool.shutdown(cancel_futures=True)
+
+
+def end_with_parent() -> None:
+    """Has this process end by SIGTERM once the one that started it is gone, however that ended: what trains saves first."""
+    import multiprocessing
+    import os
+    import signal
+    import threading
+    import time
+
+    def follow() -> None:
+        parent = multiprocessing.parent_process()
+        assert parent is not None
+        parent.join()
+        # The first one ends a training, after which the process would wait for work for ever.
+        while True:
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(1)
+
+    threading.Thread(target=follow, daemon=True).start()
 
 
 def run_quietly(config: "Config") -> float:

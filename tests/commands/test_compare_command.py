@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import signal
+import subprocess
+import sys
 from copy import copy
 from dataclasses import replace
 from pathlib import Path
@@ -141,3 +144,29 @@ def test_a_model_tuned_on_conversations_is_shown_turns_and_one_turn(
     tuned = copy(processor)
     tuned.template = replace(processor.template, conversation=CONVERSATIONS["v1"])
     assert renderings_of(tuned) == ["turns", "one_turn"]
+
+
+POOL = """
+import multiprocessing, os, time
+from concurrent.futures import ProcessPoolExecutor
+from flamingo_lite.commands.compare import end_with_parent
+if __name__ == "__main__":
+    pool = ProcessPoolExecutor(1, multiprocessing.get_context("spawn"), end_with_parent)
+    print(pool.submit(os.getpid).result(), flush=True)
+    work = pool.submit(time.sleep, 100 if {is_busy} else 0)
+    time.sleep(100)
+"""
+
+
+@pytest.mark.parametrize("is_busy", [False, True])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
+def test_a_comparison_that_is_ended_takes_its_runs_with_it(
+    is_busy: bool, number: signal.Signals, tmp_path: Path
+) -> None:
+    script = tmp_path / "pool.py"
+    script.write_text(POOL.format(is_busy=is_busy))
+    parent = subprocess.Popen([sys.executable, script], stdout=subprocess.PIPE, text=True)
+    assert parent.stdout is not None and int(parent.stdout.readline()) != parent.pid
+    parent.send_signal(number)
+    # All that it started writes into the same pipe, which ends with the last of them.
+    assert parent.communicate(timeout=30) == ("", None)
