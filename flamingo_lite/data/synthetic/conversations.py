@@ -36,6 +36,7 @@ MOST_TURNS = 5
 TURNS_OF_TWO = 3
 MOST_DRAWS = 100
 MANY_TURNS, MANY_TURNS_OF_TWO = (6, 16), (6, 14)
+CONTRASTS = (3, 7)
 
 
 @dataclass(frozen=True)
@@ -106,6 +107,33 @@ def many_turns(generator: random.Random, painter: Painter = paint) -> Document:
         generator.shuffle(shown)
     turns = _many(shown, generator.randint(*(MANY_TURNS_OF_TWO if is_pair else MANY_TURNS)), generator)
     return conversation(shown, turns, [0] * len(shown), generator, painter)
+
+
+def contrasts(generator: random.Random, painter: Painter = paint) -> Document:
+    """Two scenes, and questions of existence and of counts that are put to both and have another answer of each.
+
+    Of most questions about one of two scenes, what is right of it is right of both together: a thing that it lacks is
+    seldom in the other. Here whoever does not keep the images apart is wrong every second time.
+    """
+    subject = draw_subject(generator)
+    one, other = shown = [draw_scene_with(generator, subject) for _ in range(2)]
+    if one.content == other.content:
+        return contrasts(generator, painter)
+    number = generator.randint(*CONTRASTS)
+    asked: dict[Question, None] = {}
+    for _ in range(MOST_DRAWS):
+        question = ask_any(generator.choice(("existence", "count")), generator.choice(shown), generator)
+        if question is not None and question.answer(one.content) != question.answer(other.content):
+            asked[question] = None
+        if len(asked) == number:
+            break
+    turns = [
+        about_scene(question, its, image, is_named=True)
+        for question in asked
+        for image, its in enumerate(shown)
+    ]
+    generator.shuffle(turns)
+    return conversation(shown, turns, [0, 0], generator, painter)
 
 
 def transcripts(generator: random.Random, painter: Painter = paint) -> Document:

@@ -7,6 +7,7 @@ from typing import Protocol
 
 from flamingo_lite.data.synthetic.conversations import (
     captions,
+    contrasts,
     many_turns,
     transcripts,
     two_images,
@@ -41,5 +42,6 @@ FAMILIES: dict[str, Family] = {
     "visual_instructions": visual_instructions,
     "two_images": two_images,
     "many_turns": many_turns,
+    "contrasts": contrasts,
     "transcripts": transcripts,
 }

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from flamingo_lite.data.synthetic.conversations import (
     captions,
+    contrasts,
     many_turns,
     same_question,
     transcripts,
@@ -34,7 +35,7 @@ from flamingo_lite.data.synthetic.questions import (
 from flamingo_lite.data.synthetic.scenes import MAX_THINGS, SHAPES, is_held_out
 from flamingo_lite.document import Document, Image, Text
 
-INSTRUCTING = (captions, visual_instructions, two_images, many_turns, transcripts)
+INSTRUCTING = (captions, visual_instructions, two_images, many_turns, contrasts, transcripts)
 families = st.sampled_from(INSTRUCTING)
 seeds = st.integers(0, 2**32)
 
@@ -122,6 +123,17 @@ def test_transcripts_ask_once_for_each_of_one_or_two_texts(seed):
     assert all(
         ordinal(question) == ("first", "second")[image] for _, image, question, _ in found if len(found) == 2
     )
+
+
+@settings(max_examples=100, deadline=None)
+@given(seeds)
+def test_contrasts_ask_both_scenes_the_same_and_are_answered_otherwise(seed):
+    answers: dict[str, dict[str | None, str]] = {}
+    for shown, _, question, answer in turns_of(contrasts(random.Random(seed), in_words)):
+        assert len(shown) == 2
+        answers.setdefault(re.sub("first|second", "", question), {})[ordinal(question)] = answer
+    assert 1 <= len(answers) <= 7
+    assert all(set(each) == {"first", "second"} and len(set(each.values())) == 2 for each in answers.values())
 
 
 def test_a_scene_is_asked_many_questions_and_two_scenes_often_the_same_ones() -> None:
