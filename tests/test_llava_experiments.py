@@ -8,10 +8,11 @@ import pytest
 
 import flamingo_lite as fl
 from flamingo_lite.config import Config, load_config
-from flamingo_lite.data.synthetic.conversations import about_scene, conversation
+from flamingo_lite.data.synthetic.conversations import about_scene, conversation, same_question
 from flamingo_lite.data.synthetic.questions import Question, draw_scene_with, draw_subject
 from flamingo_lite.models.model import VisionLanguageModel
 from flamingo_lite.models.policy import apply_policy
+from flamingo_lite.processing import VisionLanguageProcessor
 from flamingo_lite.training.optim import build_optimizer
 from flamingo_lite.training.plan import meta_model, parts_of
 
@@ -109,14 +110,37 @@ def test_both_tiny_systems_are_tuned_on_the_same_data_by_the_same_steps() -> Non
         assert one.stage == other.stage
 
 
-def test_the_tiny_llava_that_is_kept_describes_scenes_that_no_training_showed() -> None:
-    model, processor = fl.load(EXPERIMENTS / "instruct" / "again" / "model")
+@pytest.fixture(scope="module")
+def kept() -> tuple[VisionLanguageModel, VisionLanguageProcessor]:
+    return fl.load(EXPERIMENTS / "instruct" / "contrasts" / "model")
+
+
+def test_the_tiny_llava_that_is_kept_describes_scenes_that_no_training_showed(
+    kept: tuple[VisionLanguageModel, VisionLanguageProcessor],
+) -> None:
     generator = random.Random(7)
     scenes = [draw_scene_with(generator, draw_subject(generator), held_out=True) for _ in range(20)]
     turns = [about_scene(Question("caption"), scene, 0) for scene in scenes]
     documents = [
         conversation([scene], [turn], [0], generator) for scene, turn in zip(scenes, turns, strict=True)
     ]
-    said = fl.generate(model, processor, [document[:-1] for document in documents], max_new_tokens=32)
+    said = fl.generate(*kept, [document[:-1] for document in documents], max_new_tokens=32)
     right = [words.strip() == turn.answer for words, turn in zip(said, turns, strict=True)]
     assert sum(right) >= 17, list(zip(said, turns, strict=True))
+
+
+def test_the_tiny_llava_that_is_kept_answers_of_the_image_that_is_named(
+    kept: tuple[VisionLanguageModel, VisionLanguageProcessor],
+) -> None:
+    generator = random.Random(7)
+    documents, answers = [], []
+    while len(documents) < 40:
+        subject = draw_subject(generator)
+        pair = [draw_scene_with(generator, subject, held_out=True) for _ in range(2)]
+        # The same question, put to both: who answers of either, or of both together, has half of them right.
+        for turn in same_question(pair, generator):
+            documents.append(conversation(pair, [turn], [0, 0], generator)[:-1])
+            answers.append(turn.answer)
+    said = fl.generate(*kept, documents, max_new_tokens=8)
+    right = [words.strip() == answer for words, answer in zip(said, answers, strict=True)]
+    assert sum(right) >= 30, list(zip(said, answers, strict=True))
