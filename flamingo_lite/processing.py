@@ -134,6 +134,9 @@ class VisionLanguageProcessor(ProcessorMixin):
         `generate` takes. Errors: `FlamingoError` naming the message for contents of any other kind.
         """
         check_messages(conversation)
+        if options.get("tokenize") and self.template.conversation is not None:
+            # What begins a conversation, a conversation template writes itself.
+            options.setdefault("add_special_tokens", False)
         return super().apply_chat_template(conversation, *args, **options)
 
     def _is_begun(self, text: str | Sequence[str] | None) -> bool:
@@ -357,9 +360,12 @@ def _component(kind: type[Component], value: Component | dict[str, Any] | None) 
 def _chat_template(tokenizer: PreTrainedTokenizerBase, template: Template) -> str:
     """How chat messages are written: as conversations are, else by the tokenizer's own template, with marks for images."""
     conversation = template.conversation
-    if conversation is not None and not conversation.is_tokenizers:
-        return chat_template_of(conversation)
-    return chat_template_for(getattr(tokenizer, "chat_template", None))
+    own = getattr(tokenizer, "chat_template", None)
+    if conversation is None:
+        return chat_template_for(own)
+    if conversation.is_tokenizers:
+        return chat_template_for(own, conversation.image_joint, conversation.image_label)
+    return chat_template_of(conversation)
 
 
 def _check_options(options: dict[str, Any]) -> None:

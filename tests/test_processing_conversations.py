@@ -41,12 +41,20 @@ CHAT = [
 ]
 
 
+OWN = (
+    "{% for message in messages %}{{ message.role + ': ' + message.content + eos_token }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ 'assistant:' }}{% endif %}"
+)
+
+
 def made(name: str | None = None) -> VisionLanguageProcessor:
     template = Template() if name is None else Template(conversation=CONVERSATIONS[name])
-    return VisionLanguageProcessor(byte_tokenizer(), ImageTransform(size=(8, 8)), template)
+    tokenizer = byte_tokenizer()
+    tokenizer.chat_template = OWN if name == "tokenizer" else None
+    return VisionLanguageProcessor(tokenizer, ImageTransform(size=(8, 8)), template)
 
 
-@pytest.mark.parametrize("name", ["v0", "v1", "llama2", "alpaca", "otter"])
+@pytest.mark.parametrize("name", ["v0", "v1", "llama2", "alpaca", "otter", "tokenizer"])
 def test_a_chat_and_its_document_are_the_same_prompt(name: str) -> None:
     processor = made(name)
     options: dict[str, Any] = {"tokenize": True, "return_dict": True, "return_tensors": "pt"}

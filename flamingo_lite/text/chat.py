@@ -16,23 +16,34 @@ from flamingo_lite.errors import FlamingoError
 from flamingo_lite.text.conversation import BEGIN, END, NUMBER, ConversationTemplate
 
 CONTENTS_AS_STRINGS = (
-    "{%- set plain = namespace(messages=[], content='') -%}\n"
+    "{%- set plain = namespace(messages=[], content='', before='', number=0) -%}\n"
     "{%- for message in messages -%}\n"
     "{%- if message.content is string or message.content is not iterable -%}\n"
     "{%- set plain.messages = plain.messages + [message] -%}\n"
     "{%- else -%}\n"
-    "{%- set plain.content = '' -%}\n"
+    "{%- set plain.content = '' -%}{%- set plain.before = '' -%}\n"
     "{%- for part in message.content -%}\n"
-    "{%- set plain.content = plain.content + ('"
+    "{%- if part.type != 'text' -%}\n"
+    "{%- set plain.number = plain.number + 1 -%}\n"
+    "{%- set image = t.image_label.replace('"
+    + NUMBER
+    + "', plain.number | string) + '"
     + IMAGE_TOKEN
-    + "' if part.type == 'image' else part.text) -%}\n"
+    + "' -%}\n"
+    "{%- set plain.content = plain.content + (t.image_joint if plain.before else '') + image -%}\n"
+    "{%- set plain.before = 'image' -%}\n"
+    "{%- elif part.text -%}\n"
+    "{%- set joint = t.image_joint if plain.before == 'image' else '' -%}\n"
+    "{%- set plain.content = plain.content + joint + part.text -%}\n"
+    "{%- set plain.before = 'text' -%}\n"
+    "{%- endif -%}\n"
     "{%- endfor -%}\n"
     "{%- set plain.messages = plain.messages + [dict(message, content=plain.content)] -%}\n"
     "{%- endif -%}\n"
     "{%- endfor -%}\n"
     "{%- set messages = plain.messages -%}\n"
 )
-"""Written before a template, it turns the parts of each message into one string."""
+"""Written before a template, it turns the parts of each message into one string, images as the fields `t` say."""
 
 ROLES_AND_LINES = (
     "{%- for message in messages -%}\n"
@@ -77,7 +88,9 @@ WRITTEN_AS_DATA = (
     "{%- set said.before = 'text' -%}{%- set said.input = said.input or is_input -%}\n"
     "{%- endif -%}\n"
     "{%- endfor -%}\n"
-    "{%- if t.strips -%}{%- set said.words = said.words.strip() -%}{%- endif -%}\n"
+    "{%- if t.strips and (message.role != 'system' or not t.system_in_user) -%}\n"
+    "{%- set said.words = said.words.strip() -%}\n"
+    "{%- endif -%}\n"
     "{%- endmacro -%}\n"
     "{%- set said = namespace(opening='', words='', before='', input=false, number=0) -%}\n"
     "{%- set turns = messages[1:] if messages[0].role == 'system' else messages -%}\n"
@@ -126,11 +139,24 @@ def _in_jinja(value: Any) -> str:
     )
 
 
-def chat_template_for(tokenizer_template: str | dict[str, str] | None) -> str:
-    """The template of chats with images: the tokenizer's own (of several the default) or `ROLES_AND_LINES`."""
+def chat_template_for(
+    tokenizer_template: str | dict[str, str] | None, image_joint: str = "", image_label: str = ""
+) -> str:
+    """The template of chats with images: the tokenizer's own (of several the default) or `ROLES_AND_LINES`.
+
+    `image_joint`, `image_label`: as those of a `ConversationTemplate`.
+    """
     if isinstance(tokenizer_template, dict):
         tokenizer_template = tokenizer_template.get("default")
-    return CONTENTS_AS_STRINGS + (tokenizer_template or ROLES_AND_LINES)
+    fields = f"'image_joint': {_in_jinja(image_joint)}, 'image_label': {_in_jinja(image_label)}"
+    return (
+        BEGIN_AND_END
+        + "{%- set t = {"
+        + fields
+        + "} -%}\n"
+        + CONTENTS_AS_STRINGS
+        + (tokenizer_template or ROLES_AND_LINES)
+    )
 
 
 def check_messages(chats: Any) -> None:

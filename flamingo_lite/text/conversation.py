@@ -135,7 +135,8 @@ class ConversationTemplate:
         if not self.writes_questions:
             return ""
         if own is not None:
-            return own.words.strip() if self.strips else own.words
+            # In a user's turn it is no turn, and has no ends (as in Llama-2's and Gemma's own templates).
+            return own.words.strip() if self.strips and not self.system_in_user else own.words
         has_input = self.input_before is not None and any(
             is_input for _, _, is_input in self._segments(first)
         )
@@ -187,7 +188,7 @@ class ConversationTemplate:
         the turn are without blanks where the template strips them."""
         before: Text | Image | None = None
         has_input = False
-        for segment in _stripped(turn.segments) if self.strips else turn.segments:
+        for segment in stripped(turn.segments) if self.strips else turn.segments:
             if isinstance(segment, Text) and not segment.text:
                 continue
             is_input = not has_input and isinstance(before, Text) and isinstance(segment, Text)
@@ -195,7 +196,7 @@ class ConversationTemplate:
             before, has_input = segment, has_input or is_input
 
 
-def _stripped(segments: Sequence[Text | Image]) -> list[Text | Image]:
+def stripped(segments: Sequence[Text | Image]) -> list[Text | Image]:
     """The segments without blanks at either end."""
     kept = list(segments)
     for end in (0, -1):
@@ -233,7 +234,11 @@ class FixedWords:
         self._end = "" if tokenizer.eos_token is None else str(tokenizer.eos_token)
 
     def __call__(self, words: str, loss: bool = False, is_answer: bool = False) -> Iterator[Piece]:
-        """The pieces of words in which tokens may stand."""
-        for part, is_token in self._special.split(words.replace(BEGIN, self._begin).replace(END, self._end)):
+        """The pieces of a template's words, in which tokens may stand, and `BEGIN` and `END` for two of them."""
+        yield from self.rendered(words.replace(BEGIN, self._begin).replace(END, self._end), loss, is_answer)
+
+    def rendered(self, words: str, loss: bool = False, is_answer: bool = False) -> Iterator[Piece]:
+        """The pieces of words that another template has written, among them what users say: all tokens stand in full."""
+        for part, is_token in self._special.split(words):
             kind = "token" if is_token else "text"
             yield Piece(kind, part, loss, in_context=not is_token, is_answer=is_answer and not is_token)

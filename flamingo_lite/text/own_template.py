@@ -6,14 +6,13 @@ model would be trained on other words than it is asked with: templates that cut 
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 
 from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
 
 from flamingo_lite.document import IMAGE_TOKEN, Image, Text
 from flamingo_lite.errors import FlamingoError, SampleError, first_line
-from flamingo_lite.text.conversation import END, ConversationTemplate, FixedWords, Images
+from flamingo_lite.text.conversation import END, ConversationTemplate, FixedWords, Images, stripped
 from flamingo_lite.text.pieces import Piece
 from flamingo_lite.text.special import special_tokens
 from flamingo_lite.text.turns import Turn
@@ -67,12 +66,12 @@ def write_own(
     images = template.labelled(images, fixed)
     answers = (turn for turn in turns if turn.role == "assistant")
     for before, answer in rendered(turns, tokenizer, name, template.image_joint):
-        yield from _with_images(before, fixed, images)
+        yield from _with_images(before, fixed.rendered, images)
         if answer is None:
             continue
         turn = next(answers)
         loss, is_last = turn.texts[-1].loss, turn is turns[-1]
-        pieces = [*_with_images(answer.gap + answer.words, partial(_answering, loss), images)]
+        pieces = [*_answering(turn, answer, template.image_joint, fixed, images)]
         stop, after = ending(answer.after, tokenizer)
         is_done = complete or turn.is_over or not is_last
         if is_done:
@@ -152,14 +151,22 @@ def _render(
 
 def _content(turn: Turn, joint: str) -> str:
     """The turn as one text, a mark for each image."""
-    words, before = "", None
-    for segment in turn.segments:
+    return "".join(
+        IMAGE_TOKEN if isinstance(segment, Image) else words
+        for words, segment in _joined(turn.segments, joint)
+    )
+
+
+def _joined(segments: Sequence[Text | Image], joint: str) -> Iterator[tuple[str, Text | Image | None]]:
+    """The segments with their words, an image's empty; between an image and what stands beside it (joint, None)."""
+    before = None
+    for segment in segments:
         if isinstance(segment, Text) and not segment.text:
             continue
-        is_joint = before is not None and (isinstance(segment, Image) or isinstance(before, Image))
-        words += (joint if is_joint else "") + (IMAGE_TOKEN if isinstance(segment, Image) else segment.text)
+        if before is not None and (isinstance(segment, Image) or isinstance(before, Image)):
+            yield joint, None
+        yield (segment.text if isinstance(segment, Text) else ""), segment
         before = segment
-    return words
 
 
 def _with_images(words: str, write: Callable[[str], Iterator[Piece]], images: Images) -> Iterator[Piece]:
@@ -169,8 +176,19 @@ def _with_images(words: str, write: Callable[[str], Iterator[Piece]], images: Im
         yield from write(part)
 
 
-def _answering(loss: bool, words: str) -> Iterator[Piece]:
-    yield Piece("text", words, loss, in_context=True, is_answer=True)
+def _answering(turn: Turn, answer: Answer, joint: str, fixed: FixedWords, images: Images) -> Iterator[Piece]:
+    """An answer's own words, of which those are trained on that are to be; what joins them to images is not."""
+    is_whole = answer.words == _content(turn, joint)
+    gap = answer.gap
+    for words, segment in _joined(turn.segments if is_whole else stripped(turn.segments), joint):
+        if segment is None:
+            yield from fixed.rendered(words)
+            continue
+        is_trained = isinstance(segment, Text) and segment.loss
+        if gap + words:
+            yield Piece("text", gap + words, is_trained, in_context=True, is_answer=True)
+        yield from images(False) if isinstance(segment, Image) else ()
+        gap = ""
 
 
 def _refuse_control(turns: Sequence[Turn], tokenizer: PreTrainedTokenizerBase, name: str) -> None:

@@ -4,13 +4,15 @@ from dataclasses import replace
 
 import PIL.Image
 import pytest
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from flamingo_lite.document import Document, Image, Text
+from flamingo_lite.errors import SampleError
 from flamingo_lite.text.conversations import CONVERSATIONS
 from flamingo_lite.text.template import Template
 from flamingo_lite.text.tokenizer import encode
+from tests.text.reference_chat_templates import REFERENCES
 from tests.text.tokenizer_kinds import KINDS, decoded, tokenizer_of
 
 PICTURES = [Image(PIL.Image.new("RGB", (2, 2), (i, 0, 0))) for i in range(3)]
@@ -31,13 +33,16 @@ words = st.text(
         "###",
         "日本 é 👍🏽",
         "\tnaïve",
+        'f"{begin} to {end}"',
     ]
 )
 spoken = words.filter(lambda text: text.strip() != "" and "<image>" not in text)
 pictures = st.lists(st.sampled_from(PICTURES), max_size=2)
+inputs = st.just([]) | spoken.map(lambda text: [Text("\n" + text, False, "user")])
 questions = st.builds(
-    lambda before, text, after: [*before, Text(text, False, "user"), *after], pictures, spoken, pictures
-)
+    lambda before, text, own, after: [*before, Text(text, False, "user"), *own, *after],
+    pictures, spoken, inputs, pictures,
+)  # fmt: skip
 answers = st.builds(
     lambda text, loss: [Text(text, loss, "assistant", ends_chunk=True)], spoken, st.booleans()
 ) | st.builds(
@@ -113,3 +118,26 @@ def test_a_prompt_is_the_beginning_of_what_is_trained_on(
     whole = encode(Document([*prompt, answer]), tokenizer, template, True)
     assert whole.input_ids[: len(short)] == short.input_ids
     assert decoded(tokenizer, whole.input_ids[len(short) :]).lstrip(" ").startswith("It is.")
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("name", REFERENCES)
+@settings(max_examples=12, deadline=None)
+@given(document=conversations)
+def test_a_tokenizers_own_template_trains_on_what_ours_does(name: str, kind: str, document: Document) -> None:
+    tokenizer = tokenizer_of(kind)
+    # Llama-2's strips system and question together: of the question the blanks before it stay.
+    first = next(text for text in document.texts if text.role == "user")
+    assume(name != "llama2" or document.texts[0].role == "user" or first.text == first.text.lstrip())
+    # The words of a system of its own, no tokenizer's template has.
+    ours = encode(document, tokenizer, Template(conversation=replace(CONVERSATIONS[name], system="")), True)
+    tokenizer.chat_template = REFERENCES[name]
+    try:
+        own = encode(document, tokenizer, Template(conversation=CONVERSATIONS["tokenizer"]), True)
+    except SampleError as error:
+        # Words that are its tokens, or a rendering that would not go on from what a prompt ends with.
+        assert error.reason in ("marks", "turns")
+        return
+    finally:
+        tokenizer.chat_template = None
+    assert (own.input_ids, own.labels, own.images) == (ours.input_ids, ours.labels, ours.images)

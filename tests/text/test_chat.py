@@ -17,6 +17,7 @@ from flamingo_lite.text.chat import chat_template_for, chat_template_of, check_m
 from flamingo_lite.text.conversations import CONVERSATIONS
 from flamingo_lite.text.template import Template
 from flamingo_lite.text.writing import write
+from tests.text.reference_chat_templates import CHATML
 from tests.text.tokenizer_kinds import tokenizer_of
 
 PICTURE = Image(PIL.Image.new("RGB", (2, 2)))
@@ -151,3 +152,30 @@ def test_messages_are_written_as_conversations_are(
     expected = "".join(piece.text for piece, _ in written)
     rendered = render(chat_template_of(template), messages, add_generation_prompt=is_prompt, eos_token="</s>")
     assert rendered == expected
+
+
+@pytest.mark.parametrize("label", ["", "Picture {number}: "])
+@settings(max_examples=25, deadline=None)
+@given(
+    turns=st.lists(st.tuples(PARTS.filter(is_said), PARTS.filter(has_words)), min_size=1, max_size=3),
+    is_prompt=st.booleans(),
+)
+def test_messages_are_written_as_conversations_are_by_a_tokenizers_own_template(
+    label: str, turns: list[tuple[Any, Any]], is_prompt: bool
+) -> None:
+    messages = []
+    for question, answer in turns:
+        messages += [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
+    messages = messages[:-1] if is_prompt else messages
+    template = replace(CONVERSATIONS["tokenizer"], image_label=label)
+    tokenizer = tokenizer_of("byte_level_bpe")
+    tokenizer.chat_template = CHATML
+    try:
+        written = write(
+            as_document(messages), tokenizer, Template(conversation=template), not is_prompt, "a chat"
+        )
+        expected = "".join(piece.text for piece, _ in written)
+    finally:
+        tokenizer.chat_template = None
+    own = chat_template_for(CHATML, template.image_joint, label)
+    assert render(own, messages, add_generation_prompt=is_prompt, eos_token="</s>") == expected

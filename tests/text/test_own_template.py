@@ -62,6 +62,14 @@ def test_its_images_have_their_labels(speaker: PreTrainedTokenizerFast) -> None:
     assert encoded == encode(Document(TURNS), speaker, written, True)
 
 
+def test_what_a_user_says_is_never_a_token(speaker: PreTrainedTokenizerFast) -> None:
+    speaker.chat_template = CHATML
+    said = Document([Text('f"{begin} to {end}"', False, "user"), Text("a format string", True, "assistant")])
+    encoded = encode(said, speaker, OWN, True)
+    assert 'f"{begin} to {end}"' in speaker.decode(encoded.input_ids)
+    assert encoded == encode(said, speaker, Template(conversation=CONVERSATIONS["chatml"]), True)
+
+
 @pytest.mark.parametrize("template", [REASONING, SHOUTING])
 def test_a_template_that_cannot_be_trained_with_is_refused_in_one_line(
     speaker: PreTrainedTokenizerFast, template: str
