@@ -14,7 +14,7 @@ import numpy as np
 
 from flamingo_lite.batch import IGNORED
 from flamingo_lite.checkpoints import io as checkpoints
-from flamingo_lite.data.encoding import encode_for_training, source_template
+from flamingo_lite.data.encoding import encode_for_training, source_template, use_changes
 from flamingo_lite.data.lengths import Measure, index_lengths
 from flamingo_lite.data.mixing import SourceConfig
 from flamingo_lite.data.shards import Shards
@@ -157,14 +157,17 @@ def _plan(
 
 
 def _bare(config: TrainingConfig) -> tuple[VisionLanguageModel, VisionLanguageProcessor]:
-    """The model that training starts from, without its weights, as the policy sets it; and its processor."""
+    """The model that training starts from, without its weights, as the policy sets it; and its processor, which writes
+    as the stage does."""
     stage = config.stage
     if stage.start is None:
         model = meta_model(replace(config.model, policy=stage.policy or config.model.policy))
-        return model, build_processor(config.model)
-    loaded, processor = checkpoints.load(stage.start)
-    model = skeleton(loaded).train()
-    apply_policy(model, stage.policy or model.config.policy)
+        processor = build_processor(config.model)
+    else:
+        loaded, processor = checkpoints.load(stage.start)
+        model = skeleton(loaded).train()
+        apply_policy(model, stage.policy or model.config.policy)
+    use_changes(processor, stage.template, "stage.template")
     return model, processor
 
 

@@ -8,10 +8,12 @@ from typing import Any
 
 import pytest
 
+from flamingo_lite.data.encoding import use_changes
 from flamingo_lite.data.make import DataConfig, draw_documents
 from flamingo_lite.data.shards import write_shards
 from flamingo_lite.errors import FlamingoError
 from flamingo_lite.models.build import build_processor, model_config_from
+from flamingo_lite.processing import VisionLanguageProcessor
 from flamingo_lite.training.comparison import ComparisonConfig, SystemPlan, folder_of, plan_systems
 from flamingo_lite.training.datamodule import ShardDataModule, open_sources
 from flamingo_lite.training.settings import StageConfig, TrainingConfig
@@ -45,10 +47,10 @@ def plans(systems: dict[str, TrainingConfig]) -> dict[str, SystemPlan]:
     return plan_systems(systems, ComparisonConfig(samples=SAMPLES, documents=8))
 
 
-def steps_of(plan: SystemPlan) -> tuple[int, list[int]]:
+def steps_of(plan: SystemPlan, processor: VisionLanguageProcessor | None = None) -> tuple[int, list[int]]:
     """The steps that training would take, and the documents of each window, sorted."""
     config = plan.config
-    processor = build_processor(config.model)
+    processor = processor or build_processor(config.model)
     data = ShardDataModule(
         open_sources(config.data), config.data, config.stage, processor, config.seed, max_length=256
     )
@@ -79,6 +81,27 @@ def test_under_a_budget_of_arithmetic_all_take_as_much_to_a_step(
         assert plan.flops == pytest.approx(budget, rel=0.5 / plan.steps + 1e-6)
         assert plan.config.stage.epochs is None
     assert found["cross"].steps == 40
+
+
+def test_documents_are_measured_as_the_stage_writes_them(
+    systems: dict[str, TrainingConfig], tmp_path: Path
+) -> None:
+    data = DataConfig(
+        directory=str(tmp_path / "talks"), families={"captions": 1.0}, samples=SAMPLES, workers=1
+    )
+    write_shards(draw_documents(data), data.directory, samples_per_shard=20)
+    stage = replace(systems["cross"].stage, template={"conversation": "v1"})
+    talking = {name: replace(config, data=data, stage=stage) for name, config in systems.items()}
+    found = plan_systems(talking, ComparisonConfig(samples=SAMPLES, documents=8))
+    plain = {name: replace(c, stage=replace(stage, template={})) for name, c in talking.items()}
+    bare = plan_systems(plain, ComparisonConfig(samples=SAMPLES, documents=8))
+    for name, plan in found.items():
+        # What v1 writes around turns counts, and steps are of as many documents all the same.
+        assert plan.tokens > 1.2 * bare[name].tokens
+        processor = build_processor(plan.config.model)
+        use_changes(processor, stage.template, "stage.template")
+        steps, numbers = steps_of(plan, processor)
+        assert sorted(numbers) == list(range(SAMPLES)) and steps == pytest.approx(SAMPLES / 8, abs=2)
 
 
 def test_unlike_numbers_of_media_tokens_are_refused(
