@@ -64,8 +64,8 @@ class _Pending(Generic[T]):
 
 
 class Asker:
-    """Asks `teacher`. `budget`: tokens that all answers together may cost, those in the cache included, so that a run
-    in several parts costs no more than one; None: no limit. `tries`: per request; `pause`: seconds before the second.
+    """Asks `teacher`. `budget`: tokens that all answers together may cost, those in the cache included, and the tries of
+    earlier runs that came to nothing; None: no limit. `tries`: per request; `pause`: seconds before the second.
 
     `is_spent` says whether something was left unasked because of the budget.
     """
@@ -84,6 +84,7 @@ class Asker:
         self.tally = Tally()
         self.is_spent = False
         self._counted: set[str] = set()
+        self._has_begun = False
         self._stopping = threading.Event()
         self._lock = threading.Lock()
         self._failures_in_a_row = 0
@@ -98,6 +99,9 @@ class Asker:
         with ExitStack() as stack:
             if self.cache is not None:
                 stack.enter_context(self.cache.lock())
+                if not self._has_begun:
+                    self.budget.settle(0, self.cache.all_lost())
+                self._has_begun = True
             pool = stack.enter_context(ThreadPoolExecutor(self.concurrency))
             # Undone in reverse: what was not sent is not sent, nobody sleeps on, and then the pool is waited for.
             stack.callback(self._stopping.set)
@@ -134,8 +138,9 @@ class Asker:
             return _Pending(request.about, key, known, True)
         if not self.budget.reserve(most_tokens(request.messages, request.sampling)):
             return None
+        lost = 0 if self.cache is None else self.cache.lost(key)
         self._counted.add(key)
-        return _Pending(request.about, key, pool.submit(self._answered, request, key), False)
+        return _Pending(request.about, key, pool.submit(self._answered, request, key, lost), False)
 
     def _settled(self, pending: "deque[_Pending[T]]") -> tuple[T, Answer | Failure]:
         """Waits for the first of `pending` and counts what came of it. Errors: `FlamingoError` after too many failures."""
@@ -159,11 +164,15 @@ class Asker:
             )
         return first.about, outcome
 
-    def _answered(self, request: Request[Any], key: str) -> Answer | Failure:
-        """Tries until there is an answer, which is then in the cache. Runs on a thread of the pool."""
+    def _answered(self, request: Request[Any], key: str, lost: int) -> Answer | Failure:
+        """Tries until there is an answer, which is then in the cache. `lost`: what earlier runs may have paid for none.
+
+        Runs on a thread of the pool.
+        """
         most = most_tokens(request.messages, request.sampling)
-        lost = 0
         for number in range(1, self.tries + 1):
+            if self.cache is not None:
+                self.cache.begin(key, most)
             try:
                 answer = replace(self.teacher.answer(request.messages, request.sampling), lost_tokens=lost)
             except TryAgain as error:
@@ -173,11 +182,14 @@ class Asker:
                     if number == self.tries or not self.budget.reserve(most):
                         self.is_spent |= number < self.tries
                         return Failure(error.reason, str(error))
+                else:
+                    self._was_free(key)
                 if not self._may_try_again(number, error.after):
                     self.budget.settle(most, 0)
                     return Failure(error.reason, str(error))
             except BaseException as error:
                 self.budget.settle(most, 0)
+                self._was_free(key)
                 if isinstance(error, SampleError):
                     return Failure(error.reason, str(error))
                 raise
@@ -185,9 +197,14 @@ class Asker:
                 if self.cache is not None:
                     about = described(self.teacher.name, request.messages, request.sampling)
                     self.cache.put(key, about, answer)
+                    self.cache.forget(key)
                 self.budget.settle(most, answer.tokens - lost)
                 return answer
         raise AssertionError("the last try returns")
+
+    def _was_free(self, key: str) -> None:
+        if self.cache is not None:
+            self.cache.undo(key)
 
     def _may_try_again(self, number: int, after: float | None) -> bool:
         """Waits as the server asks, else twice as long each time, spread so that threads do not come back together."""

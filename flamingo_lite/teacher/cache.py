@@ -14,7 +14,11 @@ from flamingo_lite.teacher.messages import Answer, Message, Sampling
 
 
 class AnswerCache:
-    """A file per answer in `directory`, whole or not there; `lock` keeps a second run out while one asks."""
+    """A file per answer in `directory`, whole or not there; `lock` keeps a second run out while one asks.
+
+    Beside it, until there is an answer, a line for each try that was sent and may have cost something (`begin`), so that
+    what a killed run has spent is known to the next.
+    """
 
     def __init__(self, directory: Path) -> None:
         self.directory = directory
@@ -48,6 +52,39 @@ class AnswerCache:
                 f"{path}: the answer cannot be kept ({error.strerror}); free some space, or set cache=DIR elsewhere"
             ) from error
 
+    def begin(self, key: str, tokens: int) -> None:
+        """Notes, before it is sent, a try that may cost so many tokens. Errors: `FlamingoError`."""
+        path = self._tries(key)
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with path.open("a", encoding="ascii") as file:
+                file.write(f"{tokens}\n")
+        except OSError as error:
+            raise FlamingoError(
+                f"{path}: cannot be written ({error.strerror}); free some space, or set cache=DIR elsewhere"
+            ) from error
+
+    def undo(self, key: str) -> None:
+        """The last try has cost nothing."""
+        lines = self._tries(key).read_text(encoding="ascii").splitlines(keepends=True)
+        if lines[:-1]:
+            self._tries(key).write_text("".join(lines[:-1]), encoding="ascii")
+        else:
+            self.forget(key)
+
+    def forget(self, key: str) -> None:
+        """There is an answer, which says itself what its tries have cost."""
+        self._tries(key).unlink(missing_ok=True)
+
+    def lost(self, key: str) -> int:
+        """The tokens that tries of a request without an answer may have cost."""
+        return _sum_of(self._tries(key))
+
+    def all_lost(self) -> int:
+        """The same, of all requests."""
+        found = self.directory.glob("*/*.tries")
+        return sum(_sum_of(path) for path in found if not path.with_suffix(".json").exists())
+
     @contextlib.contextmanager
     def lock(self) -> Iterator[None]:
         """Errors: `FlamingoError` while another run holds it. A run that is killed lets go of it."""
@@ -72,6 +109,17 @@ class AnswerCache:
 
     def _path(self, key: str) -> Path:
         return self.directory / key[:2] / f"{key}.json"
+
+    def _tries(self, key: str) -> Path:
+        return self._path(key).with_suffix(".tries")
+
+
+def _sum_of(tries: Path) -> int:
+    try:
+        lines = tries.read_text(encoding="ascii").split()
+    except FileNotFoundError:
+        return 0
+    return sum(int(line) for line in lines if line.isdigit())
 
 
 def described(name: str, messages: Sequence[Message], sampling: Sampling) -> dict[str, Any]:

@@ -1,8 +1,11 @@
 """A teacher on this machine: a causal language model of transformers, with its tokenizer's chat template."""
 
+import contextlib
 import threading
 from collections.abc import Sequence
 from typing import Any
+
+from jinja2 import TemplateError
 
 from flamingo_lite.errors import FlamingoError, SampleError, first_line
 from flamingo_lite.teacher.messages import Answer, Message, Sampling
@@ -38,13 +41,11 @@ class Local:
         self._model = model.to("cuda" if torch.cuda.is_available() else "cpu").eval()
 
     def answer(self, messages: Sequence[Message], sampling: Sampling) -> Answer:
-        """Errors: `SampleError` for a prompt that leaves the model no room for an answer."""
+        """Errors: `SampleError` for a prompt that leaves the model no room for an answer, or that its chat template
+        refuses."""
         import torch
 
-        chat = [{"role": message.role, "content": message.text} for message in messages]
-        prompt = self._tokenizer.apply_chat_template(
-            chat, add_generation_prompt=True, return_tensors="pt", return_dict=True
-        ).to(self._model.device)
+        prompt = self._written(messages).to(self._model.device)
         length = prompt["input_ids"].shape[1]
         room = getattr(self._model.config, "max_position_embeddings", None)
         if room is not None and length + sampling.max_tokens > room:
@@ -65,3 +66,18 @@ class Local:
         is_cut = len(ids) == sampling.max_tokens and int(ids[-1]) not in ends
         text = self._tokenizer.decode(ids, skip_special_tokens=True)
         return Answer(text.strip(), length, len(ids), is_cut)
+
+    def _written(self, messages: Sequence[Message]) -> Any:
+        """The prompt. Where the chat template knows no system (Gemma's), its words open the user's first message."""
+        chat = [{"role": message.role, "content": message.text} for message in messages]
+        options = {"add_generation_prompt": True, "return_tensors": "pt", "return_dict": True}
+        try:
+            return self._tokenizer.apply_chat_template(chat, **options)
+        except TemplateError as error:
+            refusal = error
+        system, *others = chat
+        if system["role"] == "system" and others:
+            first = {**others[0], "content": f"{system['content']}\n\n{others[0]['content']}"}
+            with contextlib.suppress(TemplateError):
+                return self._tokenizer.apply_chat_template([first, *others[1:]], **options)
+        raise SampleError(f"{self.name}: its chat template refuses it: {first_line(refusal)}", "refused")

@@ -1,5 +1,6 @@
 """Asking over real HTTP on loopback: nothing is paid twice, nothing is lost, the budget is kept."""
 
+import contextlib
 import json
 import random
 from pathlib import Path
@@ -11,7 +12,7 @@ from hypothesis import strategies as st
 from flamingo_lite.errors import FlamingoError
 from flamingo_lite.teacher import Answer, Asker, Failure, Message, Request, Rule, Sampling
 from flamingo_lite.teacher.asking import MAX_FAILURES_IN_A_ROW
-from flamingo_lite.teacher.cache import AnswerCache
+from flamingo_lite.teacher.cache import AnswerCache, described, key_of
 from flamingo_lite.teacher.endpoint import Endpoint
 from flamingo_lite.teacher.messages import most_tokens
 from tests.teacher.teacher_server import TeacherServer, teacher_server
@@ -69,6 +70,7 @@ def test_among_many_faults_nothing_is_lost_or_answered_twice_and_the_order_stays
     assert texts(outcomes) == {i: f"answer to prompt {i}" for i in range(40)} == texts(again)
     assert all(server.answered[prompt] == 1 for prompt in plan)
     assert sum(server.tries.values()) == 40 + sum(map(len, plan.values()))
+    assert not [*tmp_path.rglob("*.tries")]
 
 
 def test_no_more_requests_are_under_way_than_were_allowed(tmp_path: Path) -> None:
@@ -106,6 +108,32 @@ def test_what_a_budget_buys_depends_neither_on_threads_nor_on_a_restart(tmp_path
         assert server.charged == before and again.tally.from_cache == len(alone)
         more = texts(list(asker(server, tmp_path / "b", budget=10_000).ask(prompts(30))))
     assert len(more) == 30 and server.charged == (30 + len(alone)) * 25
+
+
+def test_what_failed_tries_may_have_cost_counts_in_the_next_run(tmp_path: Path) -> None:
+    most = most_tokens([Message("user", "prompt 0")], SAMPLING)
+    with teacher_server(lambda prompt, number: "garbage", tokens=most - 5) as server:
+        for _ in range(3):
+            with contextlib.suppress(FlamingoError):  # nothing is answered
+                list(asker(server, tmp_path, budget=7 * most, concurrency=1).ask(prompts(3)))
+        assert 5 * most < server.charged <= 7 * most
+    with teacher_server(tokens=10) as server:
+        asking = asker(server, tmp_path, budget=20 * most, concurrency=1)
+        assert len(texts(list(asking.ask(prompts(3))))) == 3
+        assert asking.budget.spent == 7 * most + server.charged
+
+
+def test_what_was_under_way_when_a_run_was_killed_counts(tmp_path: Path) -> None:
+    [request] = prompts(1)
+    most = most_tokens(request.messages, request.sampling)
+    key = key_of(described("model", request.messages, request.sampling))
+    AnswerCache(tmp_path).begin(key, most)
+    with teacher_server() as server:
+        asking = asker(server, tmp_path, budget=2 * most - 1)
+        assert not list(asking.ask([request])) and asking.is_spent and not server.charged
+        assert texts(list(asker(server, tmp_path, budget=2 * most).ask([request])))
+        again = asker(server, tmp_path, budget=2 * most)
+        assert texts(list(again.ask([request]))) and again.budget.spent == most + server.charged
 
 
 def test_equal_requests_are_asked_once(tmp_path: Path) -> None:

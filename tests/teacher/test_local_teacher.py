@@ -1,5 +1,6 @@
 """The local teacher: a language model of transformers under its own chat template."""
 
+import shutil
 from pathlib import Path
 
 import pytest
@@ -53,6 +54,21 @@ def test_a_prompt_without_room_for_an_answer_costs_itself_alone(chat_directory: 
     teacher = Local(str(chat_directory))
     with pytest.raises(SampleError, match="above the model's 256 positions"):
         teacher.answer([Message("user", "x" * 300)], Sampling(8))
+
+
+def test_a_template_that_knows_no_system_has_its_words_in_front_of_the_users(
+    chat_directory: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(chat_directory, tmp_path / "model")
+    template = tmp_path / "model" / "chat_template.jinja"
+    refusing = "{{ raise_exception('System role not supported') if messages[0].role == 'system' }}"
+    template.write_text(refusing + TEMPLATE)
+    answer = Local(str(tmp_path / "model")).answer(CHAT, Sampling(8))
+    assert answer == Local(str(chat_directory)).answer([Message("user", "be short\n\nhello")], Sampling(8))
+    template.write_text("{{ raise_exception('never') }}")
+    with pytest.raises(SampleError, match="its chat template refuses it: never") as caught:
+        Local(str(tmp_path / "model")).answer(CHAT, Sampling(8))
+    assert caught.value.reason == "refused"
 
 
 def test_a_model_without_a_chat_template_is_refused(language_directory: Path) -> None:
