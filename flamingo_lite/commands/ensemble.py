@@ -141,16 +141,28 @@ def write_figures(
 
     def figures(samples: "Sequence[Mapping[str, Any]]") -> dict[str, float | None]:
         return science_qa_figures(
-            (items.query(sample["split"], sample["query_id"]).facts["part"], sample["score"] or 0.0)
+            (items.query(sample["split"], sample["query_id"]).facts["part"], sample["score"])
             for sample in samples
+            if sample["status"] != "failed"
         )
 
+    sides = {"first": first, "second": second, "together": joined}
+    said = [sample["judge_raw"] for sample in joined if "judge_raw" in sample]
+    undecided = [
+        sample["judge_raw"] for sample in joined if sample["decided_by"] == "ours" and "judge_raw" in sample
+    ]
     found = {
         "schema_version": 1,
         "by": arguments.by,
         "n": len(joined),
+        "n_failed": {name: sum(s["status"] == "failed" for s in side) for name, side in sides.items()},
         "decided_by": dict(Counter(sample["decided_by"] for sample in joined)),
-        "figures": {"first": figures(first), "second": figures(second), "together": figures(joined)},
+        "judge": {
+            "asked": len(said),
+            "unreadable": sum(text is not None for text in undecided),
+            "failed": sum(text is None for text in undecided),
+        },
+        "figures": {name: figures(side) for name, side in sides.items()},
     }
     write_atomically(arguments.to / ENSEMBLE, (json.dumps(found, indent=1) + "\n").encode())
     return found
@@ -167,6 +179,15 @@ def show(found: "Mapping[str, Any]", directory: Path, console: Any) -> None:
         table.add_row(name, *("" if value is None else f"{100 * value:.2f}" for value in figures.values()))
     console.print(table)
     decided = ", ".join(f"{by} {count:,}" for by, count in found["decided_by"].items())
+    left_out = ", ".join(f"{name} {count:,}" for name, count in found["n_failed"].items() if count)
+    judge = found["judge"]
+    notes = [f"decided by: {decided}"]
+    if judge["asked"]:
+        notes.append(
+            f"of {judge['asked']:,} verdicts {judge['unreadable']:,} unreadable, {judge['failed']:,} not given"
+        )
+    if left_out:
+        notes.append(f"failed and left out: {left_out}")
     console.print(
-        f"decided by: {decided}; all figures in {directory / ENSEMBLE}", highlight=False, soft_wrap=True
+        f"{'; '.join(notes)}; all figures in {directory / ENSEMBLE}", highlight=False, soft_wrap=True
     )

@@ -85,6 +85,32 @@ def test_a_judge_settles_what_differs_and_is_not_paid_twice(
     assert answers == [("judge", "B", 0.0), ("judge", "B", 1.0)]
 
 
+def test_an_answer_that_was_not_made_is_left_out_and_counted(
+    words: list[str], tmp_path: Path, capsys: Any
+) -> None:
+    for name in ("first", "second"):
+        samples = load_samples(tmp_path / name)
+        samples[0] |= {"raw": None, "extracted": None, "score": None, "status": "failed"}
+        write_samples(samples, tmp_path / name)
+    assert cli.main([*words, "--by", "complement"]) == 0
+    found = json.loads((tmp_path / "to" / "ensemble.json").read_text())
+    assert found["n"] == 2 and found["n_failed"] == {"first": 1, "second": 1, "together": 1}
+    assert {figures["Avg"] for figures in found["figures"].values()} <= {0.0, 1.0}
+    assert "failed and left out: first 1" in " ".join(capsys.readouterr().out.split())
+
+
+def test_verdicts_that_cannot_be_read_are_counted(
+    words: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    monkeypatch.setenv("OPENAI_API_KEY", "sk-of-nobody")
+    with teacher_server(reply=lambda messages: "Hard to say.") as server:
+        judge = [*words, "--by", "judge", "--teacher", "endpoint", "model=m", f"base_url={server.url}"]
+        assert cli.main(judge) == 0
+    found = json.loads((tmp_path / "to" / "ensemble.json").read_text())
+    assert found["judge"] == {"asked": 2, "unreadable": 2, "failed": 0}
+    assert "of 2 verdicts 2 unreadable, 0 not given" in " ".join(capsys.readouterr().out.split())
+
+
 def test_of_several_cells_one_is_chosen(words: list[str], tmp_path: Path, capsys: Any) -> None:
     both = [
         *load_samples(evaluation(tmp_path / "first", ["A", "A"], "ours")),
