@@ -15,7 +15,7 @@ from flamingo_lite.data.shard_writer import index_path, write_whole
 from flamingo_lite.errors import FlamingoError
 
 FOLDER = ".convert"
-VERSION = 1
+VERSION = 2
 """Of what the converters write: raised when the same input comes to other documents."""
 
 

@@ -69,6 +69,8 @@ def _segments(role: str, value: str, images: Iterator[Image], where: str) -> lis
     is_trained = role == "assistant"
     segments: list[Text | Image] = []
     pieces = value.strip().split(IMAGE_TOKEN)
+    if is_trained and not pieces[0]:
+        segments.append(Text("", True, role))  # whose the image is
     for position, piece in enumerate(pieces):
         if position:
             segments.append(next(images))

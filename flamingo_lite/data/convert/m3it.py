@@ -5,6 +5,7 @@ The fields are those that the dataset's loader yields; `inputs` is empty where t
 
 from collections.abc import Iterator
 from functools import partial
+from pathlib import PurePosixPath
 
 from flamingo_lite.data.convert.frame import Format, Options, Record, Unit, attempt, fields, whole_files
 from flamingo_lite.data.convert.sources import json_lines, parse_json
@@ -16,10 +17,16 @@ FIELDS = {"instruction": str, "inputs": str, "outputs": str, "image_base64_str":
 
 def read(unit: Unit, options: Options) -> Iterator[Record]:
     for number, line in json_lines(unit.path):
-        yield attempt(unit.key(number), partial(document, line, unit.where(number)))
+        yield attempt(unit.key(number), partial(document, line, unit.where(number), task_of(unit)))
 
 
-def document(line: bytes, where: str) -> Document:
+def task_of(unit: Unit) -> str:
+    """The data set that a file is of: its folder within the one that was given, or else its name."""
+    name = PurePosixPath(unit.name)
+    return name.parent.as_posix() if name.parent.parts else name.name.split(".")[0]
+
+
+def document(line: bytes, where: str, task: str) -> Document:
     """The images, then instruction and inputs, which are not trained on, and the outputs, which are.
 
     The inputs are a text of their own, behind a newline: templates that tell them from the instruction can (Alpaca).
@@ -33,7 +40,8 @@ def document(line: bytes, where: str) -> Document:
             Text(plain_text(record["instruction"], f"{where}: instruction"), False, "user"),
             *([Text(f"\n{inputs}", False, "user")] if inputs else []),
             Text(plain_text(record["outputs"], f"{where}: outputs"), True, "assistant", ends_chunk=True),
-        ]
+        ],
+        {"task": task},
     )
 
 

@@ -7,7 +7,7 @@ they lie in that file: of either file only the ids are held in memory.
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from flamingo_lite.data.convert.frame import Format, Options, Record, Unit, fields, files
@@ -44,11 +44,20 @@ def units(inputs: Sequence[Path], options: MimicItOptions) -> list[Unit]:
 
 def read(unit: Unit, options: MimicItOptions) -> Iterator[Record]:
     instructions, images = section(unit.path, dict, "data"), section(unit.beside[0], dict)
-    return read_records(unit, instructions, partial(_document, options.in_context, instructions, images))
+    task = PurePosixPath(unit.name).name.split(".")[0]
+    return read_records(
+        unit, instructions, partial(_document, options.in_context, instructions, images, task)
+    )
 
 
 def _document(
-    in_context: bool, instructions: Section, images: Section, key: str | None, record: Any, where: str
+    in_context: bool,
+    instructions: Section,
+    images: Section,
+    task: str,
+    key: str | None,
+    record: Any,
+    where: str,
 ) -> Document:
     """Turn by turn. Images are shown where they change: a question about the same ones continues the conversation."""
     where = f"{where} ({key})"
@@ -65,7 +74,8 @@ def _document(
         question = plain_text(turn["instruction"], f"{where}: instruction")
         answer = plain_text(turn["answer"], f"{where}: answer")
         segments += [Text(question, False, "user"), Text(answer, True, "assistant", ends_chunk=True)]
-    return Document(segments, {"id": key, "image_ids": record["image_ids"], "rel_ins_ids": related})
+    meta = {"id": key, "image_ids": record["image_ids"], "rel_ins_ids": related, "task": task}
+    return Document(segments, meta)
 
 
 def _checked(record: Any, where: str) -> dict[str, Any]:

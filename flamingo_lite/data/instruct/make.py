@@ -25,7 +25,7 @@ from flamingo_lite.names import check_choice
 from flamingo_lite.teacher import Asker, Failure, Request, Teacher, TeacherOptions, make_asker
 
 REJECTS = "rejects.jsonl"
-VERSION = 1
+VERSION = 2
 """Raised when the same answers come to other documents."""
 SELF_INSTRUCT, ALL = "self_instruct", "all"
 CHOICES = (*KINDS, SELF_INSTRUCT, ALL)

@@ -154,12 +154,17 @@ def _documents(task: NewTask, answer: Answer | Failure, teacher: str) -> Iterato
 
 
 def _document(task: NewTask, each: Instance, teacher: str) -> Document:
-    asked = f"{task.instruction}\n\n{each.input}" if each.input else task.instruction
+    # The input is a text of its own: templates that tell it from the instruction can (Alpaca).
+    asked = [task.instruction, *([f"\n\n{each.input}"] if each.input else [])]
     meta = {
         "kind": "self_instruct", "teacher": teacher, "instruction": task.instruction, "labels": task.labels,
     }  # fmt: skip
     return Document(
-        [Text(asked, loss=False, role="user"), Text(each.output, role="assistant", ends_chunk=True)], meta
+        [
+            *(Text(words, loss=False, role="user") for words in asked),
+            Text(each.output, role="assistant", ends_chunk=True),
+        ],
+        meta,
     )
 
 

@@ -10,6 +10,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from flamingo_lite.document import Document, Image, Text
+from flamingo_lite.text.turns import turns_of
 
 LLAVA = FIXTURES / "llava"
 IMAGES = LLAVA / "images"
@@ -69,6 +70,14 @@ def test_the_fixture_comes_out_as_these_documents(tmp_path: Path) -> None:
 def test_a_system_turn_is_kept_and_not_trained_on(tmp_path: Path) -> None:
     record = {**GOOD, "conversations": [turn("system", "Be brief."), *GOOD["conversations"]]}
     assert llava(tmp_path, [record]).documents[0][0] == Text("Be brief.", loss=False, role="system")
+
+
+def test_an_image_that_opens_an_answer_is_the_answers(tmp_path: Path) -> None:
+    turns = [turn("human", "Show me one."), turn("gpt", "<image>\nHere it is.")]
+    [document] = llava(tmp_path, [{"id": 1, "image": RED, "conversations": turns}]).documents
+    question, answer = turns_of(document, "a document")
+    assert question.segments == [user("Show me one.")]
+    assert answer.segments == [Text("", role="assistant"), image(RED), assistant("Here it is.")]
 
 
 pieces = st.lists(

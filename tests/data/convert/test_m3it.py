@@ -8,6 +8,8 @@ from typing import Any
 import pytest
 from conversions import FIXTURES, convert, refused
 
+from flamingo_lite import cli
+from flamingo_lite.data.shards import read_samples
 from flamingo_lite.document import Document, Image, Text
 
 M3IT = FIXTURES / "m3it" / "train.jsonl"
@@ -18,7 +20,9 @@ GREEN = Image(base64.b64decode(RECORDS[2]["image_base64_str"][0]))
 
 def answered(images: list[Image], asked: list[str], answer: str) -> Document:
     questions = (Text(text, False, "user") for text in asked)
-    return Document([*images, *questions, Text(answer, True, "assistant", ends_chunk=True)])
+    return Document(
+        [*images, *questions, Text(answer, True, "assistant", ends_chunk=True)], {"task": "train"}
+    )
 
 
 EXPECTED = [
@@ -31,6 +35,20 @@ EXPECTED = [
 def test_the_fixture_comes_out_as_these_documents(tmp_path: Path) -> None:
     converted = convert(tmp_path, "m3it", M3IT)
     assert converted.documents == EXPECTED and converted.rejects == []
+
+
+def test_episodes_are_of_the_data_set_that_a_file_is_of(tmp_path: Path) -> None:
+    parts = {"coco.jsonl": [RECORDS[0], RECORDS[2]], "vqa/v2/train.jsonl": [RECORDS[1]]}
+    for name, records in parts.items():
+        path = tmp_path / "m3it" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("\n".join(json.dumps(record) for record in records))
+    converted = convert(tmp_path / "shards", "m3it", tmp_path / "m3it")
+    assert [document.meta["task"] for document in converted.documents] == ["coco", "coco", "vqa/v2"]
+    words = ["--to", str(tmp_path / "episodes"), "--shots", "1", "--by", "task"]
+    assert cli.main(["data", "episodes", str(tmp_path / "shards"), *words]) == 0
+    episodes = [document for _, document in read_samples(tmp_path / "episodes")]
+    assert [{image.id for image in episode.images} for episode in episodes] == [{RED.id, GREEN.id}] * 2
 
 
 @pytest.mark.parametrize(

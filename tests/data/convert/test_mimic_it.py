@@ -26,7 +26,8 @@ def turn(number: int) -> list[Text]:
 
 def document(number: int, *segments: Any) -> Document:
     key = f"LA_INS_{number:06d}"
-    return Document(segments, {"id": key, **{name: DATA[key][name] for name in ("image_ids", "rel_ins_ids")}})
+    kept = {name: DATA[key][name] for name in ("image_ids", "rel_ins_ids")}
+    return Document(segments, {"id": key, **kept, "task": "LA_instructions"})
 
 
 def mimic(tmp_path: Path, data: Any, images: str | None = None, *words: str) -> Any:

@@ -56,8 +56,9 @@ def test_as_many_instructions_become_conversations_as_were_wanted() -> None:
 def test_a_conversation_asks_with_the_input_and_trains_on_the_output_alone() -> None:
     documents, _, _ = run(3)
     _, document = documents[0]
-    asked, said = document.texts
-    assert asked.text == f"{document.meta['instruction']}\n\nsome" and said.text == "thing"
+    asked, given, said = document.texts
+    assert (asked.text, given.text, said.text) == (document.meta["instruction"], "\n\nsome", "thing")
+    assert (given.role, given.loss) == ("user", False)
     assert (asked.role, asked.loss, said.role, said.loss, said.ends_chunk) == (
         "user", False, "assistant", True, True,
     )  # fmt: skip
