@@ -28,6 +28,8 @@ RESAMPLING = {
 """Interpolations by their names in configs; open_clip evaluates what it trained with "random" ones bicubically."""
 
 
+RESIZE_MODES = ("shortest", "longest", "squash", "pad")
+
 TORCHS = {"bilinear": "bilinear", "bicubic": "bicubic", "random": "bicubic"}
 """Those that torch has with antialiasing on 8-bit images, by its names."""
 
@@ -38,9 +40,10 @@ class ImageTransform:
 
     The fields are those of `open_clip.transform.PreprocessCfg`, whose evaluation transform this equals; `size` is
     (height, width). `shortest_edge` is transformers' way: that edge is brought to this length, then the middle is
-    cropped to `size`, as its image processors on Pillow do. Images become upright RGB first, transparency laid over
-    white, as in transformers; open_clip resizes before it converts and drops transparency, so for palettes, 1-bit
-    and four-ink images, and hidden colours, it gives something else.
+    cropped to `size`, as its image processors on Pillow do. The `resize_mode` "pad" is LLaVA-1.5's
+    (`image_aspect_ratio=pad`): the whole image, in the middle of a square of the colour `mean`. Images become upright
+    RGB first, transparency laid over white, as in transformers; open_clip resizes before it converts and drops
+    transparency, so for palettes, 1-bit and four-ink images, and hidden colours, it gives something else.
     Errors: `FlamingoError` for a value that neither would take.
     """
 
@@ -65,10 +68,12 @@ class ImageTransform:
             raise FlamingoError(
                 f"image transform: interpolation {self.interpolation!r}; expected {' or '.join(RESAMPLING)}"
             )
-        if self.resize_mode not in ("shortest", "longest", "squash"):
+        if self.resize_mode not in RESIZE_MODES:
             raise FlamingoError(
-                f"image transform: resize_mode {self.resize_mode!r}; expected shortest, longest or squash"
+                f"image transform: resize_mode {self.resize_mode!r}; expected {', '.join(RESIZE_MODES)}"
             )
+        if self.resize_mode == "pad" and self.size[0] != self.size[1]:
+            raise FlamingoError(f"image transform: resize_mode pad with size {self.size}; expected a square")
         if self.shortest_edge is None:
             return
         if self.resize_mode != "shortest" or self.shortest_edge < max(self.size):
@@ -90,14 +95,22 @@ class ImageTransform:
         Errors: `FlamingoError` naming the field of a processor that does anything but resize to a fixed size,
         crop, rescale and normalise.
         """
+        is_llavas = str(values.get("image_processor_type")).startswith("LlavaImageProcessor")
         for name in ("do_pad", "do_image_splitting", "do_pan_and_scan"):
-            if values.get(name):
+            if values.get(name) and not (is_llavas and name == "do_pad"):
                 raise FlamingoError(
                     f"{name} is true; expected a processor that resizes, crops and normalises"
                 )
         if not values.get("do_resize", True):
             raise FlamingoError("do_resize is false; expected images to be brought to one size")
         size, edge = _output_size(values)
+        mode = "squash" if edge is None else "shortest"
+        if values.get("do_pad"):
+            if size != (edge, edge):
+                raise FlamingoError(
+                    f"do_pad is true, the shortest edge {edge} and the crop {size}; expected a crop of all of the square"
+                )
+            mode, edge = "pad", None
         # Rescaling by another factor than 1/255 is what other means and deviations do.
         scale = 255 * values.get("rescale_factor", 1 / 255) if values.get("do_rescale", True) else 255
         normalizes = values.get("do_normalize", True)
@@ -109,7 +122,7 @@ class ImageTransform:
             mean=tuple(m / scale for m in mean),
             std=tuple(s / scale for s in std),
             interpolation=names.get(int(values.get("resample", 2)), str(values.get("resample"))),
-            resize_mode="squash" if edge is None else "shortest",
+            resize_mode=mode,
             shortest_edge=edge,
         )
 
@@ -142,11 +155,13 @@ class ImageTransform:
         else:
             pixels = upright_rgb(image)
         _refuse_ribbon(pixels.size, target, self.resize_mode)
+        if self.resize_mode == "pad":
+            pixels = self._squared(pixels)
         if draft and self._is_torchs:
             return self._by_torch(pixels)
         if edge is not None:
             pixels = _middle(self._resized(pixels, _covering(pixels.size, edge)), size)
-        elif pixels.size != size and self.resize_mode == "squash":
+        elif pixels.size != size and self.resize_mode in ("squash", "pad"):
             pixels = self._resized(pixels, size)
         elif pixels.size != size:
             # An image of the right size passes every resize mode unchanged.
@@ -166,7 +181,7 @@ class ImageTransform:
     @property
     def _is_torchs(self) -> bool:
         """Does torch know this way of resizing, to whole edges that are then cropped at most?"""
-        fills = self.resize_mode == "squash" or self.shortest_edge is not None
+        fills = self.resize_mode in ("squash", "pad") or self.shortest_edge is not None
         square = self.resize_mode == "shortest" and self.size[0] == self.size[1]
         return (fills or square) and self.interpolation in TORCHS
 
@@ -185,6 +200,17 @@ class ImageTransform:
         top, left = (round(half) if self.shortest_edge is None else int(half) for half in halves)
         return values[:, top : top + height, left : left + width]
 
+    def _squared(self, pixels: PIL.Image.Image) -> PIL.Image.Image:
+        """The image in the middle of a square."""
+        edge = max(pixels.size)
+        if min(pixels.size) == edge:
+            return pixels
+        red, green, blue = (int(255 * value) for value in self.mean)
+        square = PIL.Image.new("RGB", (edge, edge), (red, green, blue))
+        width, height = pixels.size
+        square.paste(pixels, ((edge - width) // 2, (edge - height) // 2))
+        return square
+
     def _resized(self, pixels: PIL.Image.Image, size: tuple[int, int]) -> PIL.Image.Image:
         return pixels if pixels.size == size else pixels.resize(size, RESAMPLING[self.interpolation])
 
@@ -193,6 +219,11 @@ def _refuse_ribbon(size: tuple[int, int], target: tuple[int, int], resize_mode: 
     """Raises SampleError where bringing one edge to its target makes the other nothing, or more than memory holds."""
     ratios = [have / want for have, want in zip(size, target, strict=True)]
     vanishes = resize_mode == "longest" and round(min(size) / max(ratios)) < 1
+    if resize_mode == "pad" and max(size) ** 2 > MAX_PIXELS:
+        raise SampleError(
+            f"an image of {size[0]} x {size[1]} pixels is too narrow to be padded to a square; crop it or leave it out",
+            "image",
+        )
     if vanishes or (resize_mode == "shortest" and size[0] * size[1] / min(ratios) ** 2 > MAX_PIXELS):
         raise SampleError(
             f"an image of {size[0]} x {size[1]} pixels is too narrow to be brought to {target[0]} x {target[1]} by its "

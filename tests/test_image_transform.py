@@ -25,6 +25,8 @@ from transformers.models.bit.image_processing_pil_bit import BitImageProcessorPi
 from transformers.models.blip.image_processing_pil_blip import BlipImageProcessorPil
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 from transformers.models.idefics.image_processing_pil_idefics import IdeficsImageProcessorPil
+from transformers.models.llava.image_processing_llava import LlavaImageProcessor
+from transformers.models.llava.image_processing_pil_llava import LlavaImageProcessorPil
 from transformers.models.siglip.image_processing_pil_siglip import SiglipImageProcessorPil
 from transformers.models.vit.image_processing_pil_vit import ViTImageProcessorPil
 
@@ -34,6 +36,9 @@ from flamingo_lite.image_transform import ImageTransform
 
 RGB = {"do_convert_rgb": True}
 CROPPED = {"size": {"shortest_edge": 15}, "crop_size": {"height": 12, "width": 12}, **RGB}
+PADDED = {
+    "size": {"shortest_edge": 12}, "crop_size": {"height": 12, "width": 12}, "do_pad": True, **RGB,
+}  # fmt: skip
 SQUASHED = {"size": {"height": 12, "width": 14}, **RGB}
 PROCESSORS: dict[str, tuple[type[Any], type[Any], dict[str, Any]]] = {
     "clip": (CLIPImageProcessorPil, CLIPImageProcessor, CROPPED),
@@ -41,6 +46,7 @@ PROCESSORS: dict[str, tuple[type[Any], type[Any], dict[str, Any]]] = {
     "siglip": (SiglipImageProcessorPil, SiglipImageProcessor, SQUASHED),
     "blip": (BlipImageProcessorPil, BlipImageProcessor, SQUASHED),
     "vit": (ViTImageProcessorPil, ViTImageProcessor, SQUASHED),
+    "llava": (LlavaImageProcessorPil, LlavaImageProcessor, PADDED),
     "idefics": (IdeficsImageProcessorPil, IdeficsImageProcessor, {"image_size": 12, **RGB}),
 }
 
@@ -229,6 +235,11 @@ def test_a_ribbon_of_an_image_is_refused_before_it_fills_the_memory(shortest_edg
         ImageTransform(size=(300, 300), shortest_edge=shortest_edge)(ribbon)
 
 
+def test_a_ribbon_is_not_padded_to_a_square_that_fills_the_memory() -> None:
+    with pytest.raises(FlamingoError, match="40000 x 2 pixels is too narrow to be padded"):
+        ImageTransform(size=(300, 300), resize_mode="pad")(PIL.Image.new("RGB", (40_000, 2)))
+
+
 @pytest.mark.parametrize("mode", ["RGBA", "P", "LA", "I;16"])
 def test_a_pil_image_gives_the_pixels_that_its_document_gives(mode: str) -> None:
     values = np.random.default_rng(0).integers(0, 2**16, (9, 7), dtype=np.uint16)
@@ -254,6 +265,7 @@ def test_another_factor_than_one_255th_is_taken_into_mean_and_deviation() -> Non
         {"mean": (1.0,)},
         {"interpolation": "magic"},
         {"resize_mode": "x"},
+        {"resize_mode": "pad", "size": (8, 9)},
         {"shortest_edge": 8, "size": (8, 9)},
         {"shortest_edge": 8, "size": (8, 8), "resize_mode": "squash"},
     ],
@@ -267,6 +279,7 @@ def test_an_image_transform_refuses_what_no_library_would_take(values: dict[str,
     ("changes", "message"),
     [
         ({"do_pad": True}, "do_pad is true"),
+        ({"do_pad": True, "image_processor_type": "LlavaImageProcessor"}, "expected a crop of all of the"),
         ({"do_resize": False}, "do_resize is false"),
         ({"do_center_crop": False}, "images of one fixed size"),
         ({"size": {"shortest_edge": 15, "longest_edge": 30}}, "images of one fixed size"),

@@ -84,6 +84,8 @@ def test_batches_lengths_and_templates_are_those_that_were_published(built: Buil
     assert (found.epochs, found.batch_size) == (1, 256 if stage == "align" else 128)
     assert found.max_length == 2048
     assert found.template["conversation"] == ("plain" if stage == "align" else "v1")
+    padded = {"resize_mode": "pad", "shortest_edge": None}
+    assert found.image_transform == ({} if stage == "align" else padded)
     assert config.trainer.precision == "bf16-mixed" and config.trainer.checkpoint_activations
 
 

@@ -7,7 +7,7 @@ import PIL.Image
 import pytest
 import torch
 
-from flamingo_lite.data.encoding import changed_template, use_changes
+from flamingo_lite.data.encoding import changed_template, use_changes, use_image_changes
 from flamingo_lite.document import Document, Image, Text
 from flamingo_lite.errors import FlamingoError
 from flamingo_lite.image_transform import ImageTransform
@@ -107,3 +107,24 @@ def test_a_connector_reads_the_questions_and_no_answer() -> None:
     document = Document([*DOCUMENT, Text("?", role="user"), Text("A box.", role="assistant")])
     words = processor.tokenizer.decode(list(processor.encode(document, True).connector_text))
     assert words == "Be brief.What?And?"
+
+
+def test_a_stage_changes_how_images_are_prepared_and_it_is_saved(tmp_path: Path) -> None:
+    processor = made()
+    use_image_changes(processor, {"resize_mode": "pad"}, "stage.image_transform")
+    assert processor.image_transform == ImageTransform(size=(8, 8), resize_mode="pad")
+    processor.save_pretrained(tmp_path)
+    assert VisionLanguageProcessor.from_pretrained(tmp_path).image_transform == processor.image_transform
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({"resize_mod": "pad"}, "stage.image_transform: 'resize_mod'; did you mean 'resize_mode'"),
+        ({"size": [16, 16]}, "stage.image_transform: 'size'"),
+        ({"resize_mode": "crop"}, "stage.image_transform: image transform: resize_mode 'crop'"),
+    ],
+)
+def test_images_cannot_be_prepared_in_ways_that_there_are_not(changes: dict[str, Any], expected: str) -> None:
+    with pytest.raises(FlamingoError, match=expected):
+        use_image_changes(made(), changes, "stage.image_transform")

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, Literal, cast
 
 from torch import Tensor
-from transformers import AutoConfig, LlavaConfig, LlavaProcessor
+from transformers import AutoConfig, CLIPImageProcessor, LlavaConfig, LlavaImageProcessor, LlavaProcessor
 
 from flamingo_lite.checkpoints import parts
 from flamingo_lite.checkpoints.foreign import Format, came_from, read_again, refuse
@@ -16,7 +16,7 @@ from flamingo_lite.checkpoints.keys import Rename, Rule, put_weights, take_weigh
 from flamingo_lite.checkpoints.tensors import read_directory, write_directory
 from flamingo_lite.document import IMAGE_TOKEN
 from flamingo_lite.errors import FlamingoError
-from flamingo_lite.image_transform import ImageTransform
+from flamingo_lite.image_transform import RESAMPLING, ImageTransform
 from flamingo_lite.models.configuration import VisionLanguageConfig
 from flamingo_lite.models.connector import ConnectorConfig
 from flamingo_lite.models.fusion import FusionConfig
@@ -185,10 +185,24 @@ def their_config(model: VisionLanguageModel) -> LlavaConfig:
     return theirs
 
 
+def _image_processor(transform: ImageTransform) -> CLIPImageProcessor | LlavaImageProcessor:
+    if transform.resize_mode != "pad":
+        return parts.image_processor(transform, NAME)
+    height, width = transform.size
+    return LlavaImageProcessor(
+        do_pad=True,
+        size=cast(Any, {"shortest_edge": width}),
+        crop_size=cast(Any, {"height": height, "width": width}),
+        resample=cast(Any, RESAMPLING[transform.interpolation]),
+        image_mean=list(transform.mean),
+        image_std=list(transform.std),
+    )
+
+
 def their_processor(processor: VisionLanguageProcessor, tower: VisionTower) -> LlavaProcessor:
     vision = cast(dict[str, Any], tower.transformers)
     return LlavaProcessor(
-        image_processor=parts.image_processor(processor.image_transform, NAME),
+        image_processor=_image_processor(processor.image_transform),
         tokenizer=processor.tokenizer,
         patch_size=vision["patch_size"],
         vision_feature_select_strategy=_strategy(tower),

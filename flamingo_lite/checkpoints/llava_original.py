@@ -1,14 +1,15 @@
 """LLaVA as its own repository keeps it, in: a language model whose config.json names a vision tower, with the
 projector among its weights or beside them in mm_projector.bin.
 
-Images are prepared as for the vision tower; that repository's padding to a square (image_aspect_ratio=pad) is left
-out, as in the releases converted for transformers.
+Images are prepared as for the vision tower, padded to squares before that where its config.json says so
+(image_aspect_ratio=pad). The releases converted for transformers crop them.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -36,6 +37,7 @@ from flamingo_lite.text.template import Template
 NAME = "llava_original"
 PROJECTOR = "mm_projector.bin"
 VISION_TOWER = "mm_vision_tower"
+PREPARED = "image_aspect_ratio"
 
 LANGUAGES = {
     "llava": "llama",
@@ -90,7 +92,8 @@ def load_model(directory: Path) -> VisionLanguageModel:
 
 
 def load_processor(directory: Path) -> VisionLanguageProcessor:
-    config = configuration(_read_config(directory), directory)
+    theirs = _read_config(directory)
+    config = configuration(theirs, directory)
     tokenizer = parts.read_tokenizer(directory)
     tower = VisionTower(**config.vision_tower)
     template = Template(
@@ -98,7 +101,10 @@ def load_processor(directory: Path) -> VisionLanguageProcessor:
         image_tokens=parts.patches(tower),
         end_of_chunk=cast(str | None, tokenizer.eos_token),
     )
-    return VisionLanguageProcessor(tokenizer, ImageTransform(**tower.preprocess), template)
+    transform = ImageTransform(**tower.preprocess)
+    if theirs.get(PREPARED) == "pad":
+        transform = replace(transform, resize_mode="pad", shortest_edge=None)
+    return VisionLanguageProcessor(tokenizer, transform, template)
 
 
 def configuration(theirs: Mapping[str, Any], directory: Path) -> VisionLanguageConfig:
@@ -168,10 +174,10 @@ def _vision_config(theirs: Mapping[str, Any], directory: Path) -> VisionConfig:
             f"mm_vision_select_feature in {directory / 'config.json'} is {feature!r}; expected "
             f"{' or '.join(FEATURES)}"
         )
-    prepared = theirs.get("image_aspect_ratio")
+    prepared = theirs.get(PREPARED)
     if prepared not in (None, "square", "pad"):
         raise FlamingoError(
-            f"image_aspect_ratio in {directory / 'config.json'} is {prepared!r}; images cut into tiles (LLaVA-1.6) cannot "
+            f"{PREPARED} in {directory / 'config.json'} is {prepared!r}; images cut into tiles (LLaVA-1.6) cannot "
             "be read here, only square and pad"
         )
     layer = theirs.get("mm_vision_select_layer", -2)

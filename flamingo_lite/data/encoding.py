@@ -7,6 +7,7 @@ from typing import Any
 from flamingo_lite.batch import IGNORED
 from flamingo_lite.document import Document
 from flamingo_lite.errors import FlamingoError, SampleError
+from flamingo_lite.image_transform import ImageTransform
 from flamingo_lite.names import unknown
 from flamingo_lite.processing import VisionLanguageProcessor
 from flamingo_lite.text.template import Template
@@ -15,6 +16,10 @@ from flamingo_lite.text.writing import resolved
 
 OF_THE_MODEL = "image_tokens"
 """The field of a template that neither a source nor a stage may change: the model's connector decides it."""
+
+
+OF_THE_ENCODER = "size"
+"""The same of an image transform."""
 
 
 def source_template(processor: VisionLanguageProcessor, changes: Mapping[str, Any], source: str) -> Template:
@@ -51,6 +56,22 @@ def use_changes(processor: VisionLanguageProcessor, changes: Mapping[str, Any], 
     """Changes the processor's own template. Errors: as `changed_template`."""
     if changes:
         processor.use_template(changed_template(processor, changes, where))
+
+
+def use_image_changes(processor: VisionLanguageProcessor, changes: Mapping[str, Any], where: str) -> None:
+    """Changes how the processor prepares images. `where`: the setting that the changes come from.
+
+    Errors: `FlamingoError` naming the setting, a field that does not exist or is the encoder's to decide, or a value
+    that cannot be.
+    """
+    names = [field.name for field in fields(ImageTransform) if field.name != OF_THE_ENCODER]
+    for name in changes:
+        if name not in names:
+            raise unknown(f"field in {where}:", name, names)
+    try:
+        processor.image_transform = replace(processor.image_transform, **changes)
+    except FlamingoError as error:
+        raise FlamingoError(f"{where}: {error}") from error
 
 
 def encode_for_training(

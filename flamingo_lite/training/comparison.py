@@ -14,7 +14,7 @@ import numpy as np
 
 from flamingo_lite.batch import IGNORED
 from flamingo_lite.checkpoints import io as checkpoints
-from flamingo_lite.data.encoding import encode_for_training, source_template, use_changes
+from flamingo_lite.data.encoding import encode_for_training, source_template
 from flamingo_lite.data.lengths import Measure, index_lengths
 from flamingo_lite.data.mixing import SourceConfig
 from flamingo_lite.data.shards import Shards
@@ -25,6 +25,7 @@ from flamingo_lite.models.model import VisionLanguageModel
 from flamingo_lite.models.policy import apply_policy
 from flamingo_lite.processing import VisionLanguageProcessor
 from flamingo_lite.training.datamodule import ONLY_SOURCE
+from flamingo_lite.training.measuring import use_stage
 from flamingo_lite.training.plan import Part, meta_model, parts_of
 from flamingo_lite.training.settings import TrainingConfig
 from flamingo_lite.training.sharding import skeleton
@@ -167,7 +168,7 @@ def _bare(config: TrainingConfig) -> tuple[VisionLanguageModel, VisionLanguagePr
         loaded, processor = checkpoints.load(stage.start)
         model = skeleton(loaded).train()
         apply_policy(model, stage.policy or model.config.policy)
-    use_changes(processor, stage.template, "stage.template")
+    use_stage(processor, stage)
     return model, processor
 
 

@@ -7,7 +7,7 @@ import torch
 from rich.console import Console
 
 from flamingo_lite.checkpoints import io as checkpoints
-from flamingo_lite.data.encoding import source_template, use_changes
+from flamingo_lite.data.encoding import source_template, use_changes, use_image_changes
 from flamingo_lite.data.lengths import Lengths, Measure, Progress, index_lengths
 from flamingo_lite.data.make import available_cores
 from flamingo_lite.data.shards import Shards
@@ -16,7 +16,7 @@ from flamingo_lite.models.language import context_length
 from flamingo_lite.processing import VisionLanguageProcessor
 from flamingo_lite.training.datamodule import open_sources, source_configs
 from flamingo_lite.training.display import ProgressDisplay
-from flamingo_lite.training.settings import TrainingConfig
+from flamingo_lite.training.settings import StageConfig, TrainingConfig
 
 
 def measure_sources(
@@ -50,13 +50,19 @@ def processor_and_context(config: TrainingConfig) -> tuple[VisionLanguageProcess
     stage = config.stage
     is_new = stage.start is None
     processor = build_processor(config.model) if is_new else checkpoints.load_processor(str(stage.start))
-    use_changes(processor, stage.template, "stage.template")
+    use_stage(processor, stage)
     if stage.max_length is not None:
         return processor, stage.max_length
     if not is_new:
         return processor, context_length(checkpoints.load_model(str(stage.start)).language.config)
     with torch.device("meta"):
         return processor, context_length(build(config.model).language.config)
+
+
+def use_stage(processor: VisionLanguageProcessor, stage: StageConfig) -> None:
+    """Writes and prepares images as the stage does from here on. Errors: `FlamingoError` naming the setting."""
+    use_changes(processor, stage.template, "stage.template")
+    use_image_changes(processor, stage.image_transform, "stage.image_transform")
 
 
 def measuring(console: Console) -> Progress:

@@ -55,7 +55,8 @@ class StageConfig:
     `pack_window`: consecutive documents that are packed together.
     `loss_mean`: "tokens": every trained-on token of a step counts its source's loss_weight, and the loss is their weighted
     mean; "sources": the mean over each source's tokens, times its loss_weight, added up.
-    `template`: fields of the model's template that the stage changes (conversation: v1); they are saved with the model.
+    `template`: fields of the model's template that the stage changes (conversation: v1), `image_transform`: those of how
+    images are prepared (resize_mode: pad); they are saved with the model.
     `policy`: what trains, unless empty in place of the model's own policy (model.policy, or that of `start`).
     `samples`: how many documents the model continues for the table of samples, every `samples_every` steps and at the
     end (0: at the end alone). `evaluate_every`: after how many steps the few-shot `evaluation` is run, and at the end
@@ -83,6 +84,7 @@ class StageConfig:
     evaluate_every: int = 0
     evaluation: EvaluationConfig = field(default_factory=small_evaluation)
     template: dict[str, Any] = field(default_factory=dict)
+    image_transform: dict[str, Any] = field(default_factory=dict)
     policy: dict[str, Any] = field(default_factory=dict)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
 

@@ -17,7 +17,6 @@ from rich.console import Console
 
 from flamingo_lite.checkpoints import io as checkpoints
 from flamingo_lite.data.batches import rows_each
-from flamingo_lite.data.encoding import use_changes
 from flamingo_lite.data.features import FeatureCache
 from flamingo_lite.data.lengths import Progress
 from flamingo_lite.data.make import available_cores
@@ -53,7 +52,7 @@ from flamingo_lite.training.features import open_features
 from flamingo_lite.training.interrupts import StopOnSignal, ending_on_signal
 from flamingo_lite.training.launch import is_supervised, launch, leave_with_supervisor
 from flamingo_lite.training.lineage import CheckpointLineage, made_model, used_data
-from flamingo_lite.training.measuring import measuring
+from flamingo_lite.training.measuring import measuring, use_stage
 from flamingo_lite.training.module import TrainingModule
 from flamingo_lite.training.monitor import Monitor, Sink
 from flamingo_lite.training.parallel import build_trainer, one_line_failures
@@ -328,7 +327,7 @@ def _start(config: TrainingConfig) -> tuple[VisionLanguageModel, VisionLanguageP
         model, processor = checkpoints.load(config.stage.start)
     else:
         model, processor = build(config.model), build_processor(config.model)
-    use_changes(processor, config.stage.template, "stage.template")
+    use_stage(processor, config.stage)
     model.config.policy = config.stage.policy or model.config.policy
     apply_policy(model, model.config.policy)
     prepare(model, config.trainer)

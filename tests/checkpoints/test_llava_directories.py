@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from random import Random
@@ -175,6 +176,20 @@ def test_a_chat_template_is_read_and_written(directory: Path, tmp_path: Path) ->
     export(model, processor, tmp_path / "out", format="llava")
     written = LlavaProcessor.from_pretrained(tmp_path / "out").chat_template
     assert processor.chat_template == written == "USER: {{ messages[0]['content'] }}"
+
+
+def test_a_processor_that_pads_is_read_and_written(directory: Path, tmp_path: Path) -> None:
+    model, processor = fl.load(directory)
+    processor.image_transform = replace(processor.image_transform, resize_mode="pad", shortest_edge=None)
+    export(model, processor, tmp_path / "padded", format="llava")
+    again = fl.load(tmp_path / "padded")[1]
+    assert again.image_transform == processor.image_transform
+    wide = ref.picture(Random(0), 16).pil().resize((40, 16))
+    theirs = LlavaProcessor.from_pretrained(tmp_path / "padded")
+    expected = theirs(images=[wide], text="<image>", return_tensors="pt")["pixel_values"]
+    torch.testing.assert_close(
+        again([fl.Document([fl.Image(wide)])]).pixel_values, expected, atol=0.05, rtol=0
+    )
 
 
 def test_a_training_checkpoint_is_laid_over_the_directory_again(tmp_path: Path) -> None:

@@ -117,6 +117,13 @@ def test_a_linear_projector_is_the_linear_connector(directory: Path) -> None:
     torch.testing.assert_close(model.encode_images(pixels), F.linear(model.vision(pixels), weight, bias))
 
 
+@pytest.mark.parametrize(("prepared", "mode"), [("pad", "pad"), ("square", "shortest")])
+def test_images_are_padded_where_the_config_says_so(directory: Path, prepared: str, mode: str) -> None:
+    change(directory, image_aspect_ratio=prepared)
+    _, processor = fl.load(directory)
+    assert processor.image_transform.resize_mode == mode
+
+
 def test_loading_twice_gives_the_same_row_for_the_image_token(directory: Path) -> None:
     first, second = (fl.load_model(directory).state_dict() for _ in range(2))
     assert all(torch.equal(first[key], second[key]) for key in first)
