@@ -351,9 +351,11 @@ def _write_systems(
     before = read_systems(output)["systems"] if (output / SYSTEMS).exists() else {}
     for name, plan in plans.items():
         runs = [folder_of(output, name, seed) for seed in base.compare.seeds]
+        renderings = renderings_of(load_processor(runs[0] / MODEL))
+        prompts = cost_prompts(base, renderings[0])
         described[name] = {
             "runs": [str(run.relative_to(output)) for run in runs],
-            "renderings": renderings_of(load_processor(runs[0] / MODEL)),
+            "renderings": renderings,
             "seeds": list(base.compare.seeds),
             "fusion": plan.config.model.fusion.name,
             "parameters": plan.parameters,
@@ -363,7 +365,7 @@ def _write_systems(
             "documents": plan.documents,
             "training_flops": plan.flops,
             "training_seconds": [_training_seconds(run) for run in runs],
-            **_cost(name, runs[0] / MODEL, base, before.get(name, {}), console),
+            **_cost(name, runs[0] / MODEL, prompts, base, before.get(name, {}), console),
         }
     budget = {"samples": base.compare.samples, "flops": base.compare.flops}
     text = json.dumps({"budget": budget, "systems": described}, indent=1) + "\n"
@@ -371,7 +373,12 @@ def _write_systems(
 
 
 def _cost(
-    name: str, directory: Path, base: "Config", before: "Mapping[str, Any]", console: "Console"
+    name: str,
+    directory: Path,
+    prompts: "Sequence[Document]",
+    base: "Config",
+    before: "Mapping[str, Any]",
+    console: "Console",
 ) -> dict[str, Any]:
     """What an answer costs, and of what: the one that was measured `before`, where that was of the same."""
     import torch
@@ -382,7 +389,6 @@ def _cost(
     from flamingo_lite.training.cost import measure_cost
     from flamingo_lite.training.settings import torch_device
 
-    prompts = cost_prompts(base)
     of = {"weights": files_sha256(directory), "prompts": [prompt_sha(prompt) for prompt in prompts]}
     if before.get("cost_of") == of:
         return {"cost_of": of, "cost": before["cost"]}
@@ -392,20 +398,21 @@ def _cost(
     return {"cost_of": of, "cost": dataclasses.asdict(measure_cost(model, processor, prompts))}
 
 
-def cost_prompts(base: "Config") -> "list[Document]":
-    """A few prompts of the evaluation, of the most shots; by similarity or not, they take as long."""
+def cost_prompts(base: "Config", rendering: str) -> "list[Document]":
+    """A few prompts of the evaluation as they are shown, of the most shots; by similarity or not, they take as long."""
     from flamingo_lite.evaluation.grid import build_prompt, settings
     from flamingo_lite.evaluation.selection import BY_SIMILARITY
 
+    shown = dataclasses.replace(base.eval, rendering=rendering)
     longest = max(
-        (setting for setting in settings(base.eval) if setting.condition == "standard"),
+        (setting for setting in settings(shown) if setting.condition == "standard"),
         key=lambda setting: setting.shots,
     )
     if longest.selector in BY_SIMILARITY:
         longest = dataclasses.replace(longest, selector="random", order="own")
     number = min(COST_PROMPTS, base.eval.queries)
     return [
-        build_prompt(longest, query_id, base.eval.seeds[0], base.eval.files).document
+        build_prompt(longest, query_id, base.eval.seeds[0], base.eval.files).shown
         for query_id in range(number)
     ]
 

@@ -111,15 +111,24 @@ def test_a_comparison_from_end_to_end_once_and_again_only_what_has_changed(
     words: list[str], capsys: pytest.CaptureFixture[str], arithmetic_is_counted_once: None
 ) -> None:
     output = Path(words[0].removeprefix("output=").strip("'"))
-    systems = ["flamingo_tiny", "llava_tiny"]
+    # The second one is tuned on conversations, so each prompt is shown it as turns and as one turn.
+    renderings = {"flamingo_tiny": ["interleaved"], "llava_tiny": ["turns", "one_turn"]}
+    systems = [*renderings, "llava_tiny/stage.template={conversation:{name:v1,system:''}}"]
     assert cli.main(["compare", *systems, *words]) == 0
     described: dict[str, Any] = json.loads((output / "systems.json").read_text())
     assert described["systems"]["llava_tiny"]["runs"] == ["llava_tiny/seed_0"]
     assert {facts["media_tokens"] for facts in described["systems"].values()} == {4}
-    for system in systems:
-        cells = load_results(output / system / "seed_0" / "interleaved")["cells"]
-        assert {cell["rendering"] for cell in cells} == {"interleaved"}
+    for system, shown in renderings.items():
+        assert described["systems"][system]["renderings"] == shown
+        for rendering in shown:
+            cells = load_results(output / system / "seed_0" / rendering)["cells"]
+            assert {cell["rendering"] for cell in cells} == {rendering}
+    as_turns, interleaved = (
+        described["systems"][name]["cost_of"]["prompts"] for name in ("llava_tiny", "flamingo_tiny")
+    )
+    assert not set(as_turns) & set(interleaved)
     page = (output / "report.html").read_text()
+    assert "llava_tiny, turns" in page and "llava_tiny, one turn" in page
     assert "12 documents for each of 2 systems, under 1 training seed" in page
     made = files(output)
 
