@@ -36,6 +36,10 @@ class ScienceQaOptions(Options):
     split: str = option("train", "train, val, test, ...: a list of pid_splits.json")
     form: str = option("QCM-A", "the orders of question and answer: QCM-LEA, QCM-ALE, CQM-A, ...")
 
+    roles: bool = option(
+        False, "the question is the user's and the answer the assistant's, to tune on conversations"
+    )
+
     def __post_init__(self) -> None:
         super().__post_init__()
         check_choice("form of ScienceQA", self.form, FORMS)
@@ -80,8 +84,12 @@ def _document(options: ScienceQaOptions, unit: Unit, key: str, data: bytes, wher
     )
     asked, answered = science_qa_example(written, options.form)
     meta = {"id": key, "answer": problem["answer"], "choices": choices}
+    said = [Text(asked, loss=False), Text(answered, ends_chunk=True)]
+    if options.roles:
+        # As an evaluation shows its prompts as turns (eval.rendering=turns).
+        said = [Text(asked, False, "user"), Text(answered.strip(), True, "assistant", ends_chunk=True)]
     return Document(
-        [*image, Text(asked, loss=False), Text(answered, ends_chunk=True)],
+        [*image, *said],
         {**meta, **{name: problem[name] for name in ABOUT}},
     )
 

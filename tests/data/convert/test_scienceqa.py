@@ -9,6 +9,7 @@ import pytest
 from conversions import FIXTURES, convert, refused
 
 from flamingo_lite.document import Document, Image, Text
+from flamingo_lite.evaluation.rendering import turns
 
 SCIENCEQA = FIXTURES / "scienceqa"
 PROBLEMS = json.loads((SCIENCEQA / "problems.json").read_bytes())
@@ -41,6 +42,14 @@ THING = answered(
 def test_a_split_comes_out_as_these_documents(tmp_path: Path, split: str, expected: list[Document]) -> None:
     converted = convert(tmp_path, "scienceqa", SCIENCEQA, f"split={split}")
     assert converted.documents == expected and converted.rejects == []
+
+
+def test_with_roles_it_is_a_conversation_as_an_evaluation_shows_it(tmp_path: Path) -> None:
+    documents = convert(tmp_path, "scienceqa", SCIENCEQA, "roles=true").documents
+    assert [list(document[:-1]) for document in documents] == [
+        list(turns(Document(plain[:-1]))) for plain in (SHAPE, RHYME)
+    ]
+    assert documents[1][-1] == Text("The answer is B.", True, "assistant", ends_chunk=True)
 
 
 def test_images_may_lie_elsewhere(tmp_path: Path) -> None:
