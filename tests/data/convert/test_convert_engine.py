@@ -40,7 +40,7 @@ def test_each_input_becomes_shards_and_a_line_in_the_manifest_each(inputs: Path,
         for part, samples in enumerate((4, 2))
     ]
     assert manifest.info == {
-        "format": "img2dataset", "converter": 1, "options": {"samples_per_shard": 4}, "documents": 18, "images": 18,
+        "format": "img2dataset", "converter": 2, "options": {"samples_per_shard": 4}, "documents": 18, "images": 18,
         "rejects": {"image": 3}, "images_left_out": {},
     }  # fmt: skip
     keys = [key for key, _ in read_samples(tmp_path / "to")]
