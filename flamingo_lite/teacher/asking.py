@@ -46,10 +46,11 @@ class Failure:
 
 @dataclass
 class Tally:
-    """`answers`: all, those `from_cache` included."""
+    """`answers`: all, those `from_cache` included; `tokens`: theirs, each counted once, without what failed tries cost."""
 
     answers: int = 0
     from_cache: int = 0
+    tokens: int = 0
     retries: int = 0
     failures: Counter[str] = field(default_factory=Counter)
 
@@ -84,6 +85,7 @@ class Asker:
         self.tally = Tally()
         self.is_spent = False
         self._counted: set[str] = set()
+        self._answers: set[str] = set()
         self._has_begun = False
         self._stopping = threading.Event()
         self._lock = threading.Lock()
@@ -150,6 +152,9 @@ class Asker:
         if isinstance(outcome, Answer):
             self.tally.answers += 1
             self.tally.from_cache += first.is_known
+            if first.key not in self._answers:
+                self._answers.add(first.key)
+                self.tally.tokens += outcome.tokens - outcome.lost_tokens
             self._failures_in_a_row = 0
             return first.about, outcome
         self.tally.failures[outcome.reason] += 1

@@ -107,7 +107,7 @@ def make_instructions(
             raise _nothing(job, asker, rejects.counts)
         writer.info.update(
             {**recipe, "documents": summary.documents, "rejects": dict(sorted(rejects.counts.items())),
-             "tokens": asker.budget.spent, "complete": summary.is_complete}
+             "tokens": asker.tally.tokens, "complete": summary.is_complete}
         )  # fmt: skip
     return summary, asker
 
