@@ -230,6 +230,8 @@ def _run_all(runs: "Sequence[Config]", jobs: int, console: "Console") -> None:
     from concurrent.futures import ProcessPoolExecutor, as_completed
     from concurrent.futures.process import BrokenProcessPool
 
+    from flamingo_lite.training.launch import end_with_parent
+
     if jobs == 1:
         for number, config in enumerate(runs, start=1):
             console.print(f"[bold]\\[{number}/{len(runs)}] {config.output}[/bold]", highlight=False)
@@ -254,26 +256,6 @@ def _run_all(runs: "Sequence[Config]", jobs: int, console: "Console") -> None:
         ) from error
     finally:
         pool.shutdown(cancel_futures=True)
-
-
-def end_with_parent() -> None:
-    """Has this process end by SIGTERM once the one that started it is gone, however that ended: what trains saves first."""
-    import multiprocessing
-    import os
-    import signal
-    import threading
-    import time
-
-    def follow() -> None:
-        parent = multiprocessing.parent_process()
-        assert parent is not None
-        parent.join()
-        # The first one ends a training, after which the process would wait for work for ever.
-        while True:
-            os.kill(os.getpid(), signal.SIGTERM)
-            time.sleep(1)
-
-    threading.Thread(target=follow, daemon=True).start()
 
 
 def run_quietly(config: "Config") -> float:

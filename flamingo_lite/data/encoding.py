@@ -33,10 +33,7 @@ def changed_template(processor: VisionLanguageProcessor, changes: Mapping[str, A
     Errors: `FlamingoError` naming the setting and a field that does not exist, that is the model's to decide, or whose
     token the tokenizer lacks.
     """
-    names = [field.name for field in fields(Template) if field.name != OF_THE_MODEL]
-    for name in changes:
-        if name not in names:
-            raise unknown(f"field in {where}:", name, names)
+    _check_fields(changes, Template, OF_THE_MODEL, where)
     try:
         template = replace(processor.template, **changes)
         if template.conversation is not None:
@@ -64,14 +61,18 @@ def use_image_changes(processor: VisionLanguageProcessor, changes: Mapping[str, 
     Errors: `FlamingoError` naming the setting, a field that does not exist or is the encoder's to decide, or a value
     that cannot be.
     """
-    names = [field.name for field in fields(ImageTransform) if field.name != OF_THE_ENCODER]
-    for name in changes:
-        if name not in names:
-            raise unknown(f"field in {where}:", name, names)
+    _check_fields(changes, ImageTransform, OF_THE_ENCODER, where)
     try:
         processor.image_transform = replace(processor.image_transform, **changes)
     except FlamingoError as error:
         raise FlamingoError(f"{where}: {error}") from error
+
+
+def _check_fields(changes: Mapping[str, Any], of: type[Any], fixed: str, where: str) -> None:
+    names = [field.name for field in fields(of) if field.name != fixed]
+    for name in changes:
+        if name not in names:
+            raise unknown(f"field in {where}:", name, names)
 
 
 def encode_for_training(

@@ -4,6 +4,7 @@ Each rank is this package's own command line with the composed settings and torc
 rank says on its way out becomes the one line that the run ends with.
 """
 
+import multiprocessing
 import os
 import signal
 import socket
@@ -82,6 +83,21 @@ def leave_with_supervisor() -> None:
         os._exit(1)
 
     threading.Thread(target=watch, name="supervisor", daemon=True).start()
+
+
+def end_with_parent() -> None:
+    """Has this process, of a pool, end by SIGTERM once the one that started it is gone: what trains saves first."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+
+    def watch() -> None:
+        parent.join()
+        # The first one ends a training, after which the process would wait for work for ever.
+        while True:
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(1)
+
+    threading.Thread(target=watch, name="parent", daemon=True).start()
 
 
 class _Rank:

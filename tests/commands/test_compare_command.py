@@ -158,7 +158,7 @@ def test_a_model_tuned_on_conversations_is_shown_turns_and_one_turn(
 POOL = """
 import multiprocessing, os, time
 from concurrent.futures import ProcessPoolExecutor
-from flamingo_lite.commands.compare import end_with_parent
+from flamingo_lite.training.launch import end_with_parent
 if __name__ == "__main__":
     pool = ProcessPoolExecutor(1, multiprocessing.get_context("spawn"), end_with_parent)
     print(pool.submit(os.getpid).result(), flush=True)
