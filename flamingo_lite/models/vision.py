@@ -49,7 +49,9 @@ class VisionEncoder(nn.Module):
                 f"images are {tuple(pixel_values.shape[-2:])}, the vision encoder takes {self.image_size}; "
                 "use the processor that belongs to the model"
             )
-        return self.read(self.tower, pixel_values)
+        # A convolution's strides can last to here. Over such features torch multiplies in another order when weights
+        # are trained than when they are not, and a model read from disk would differ from itself in the last bits.
+        return self.read(self.tower, pixel_values).contiguous()
 
 
 def vision_tower(config: VisionConfig) -> VisionTower:

@@ -38,6 +38,13 @@ def test_patch_tokens_are_those_of_the_last_block_before_the_final_norm(vision_d
     assert (encoder.patches, encoder.width) == (4, 24)
 
 
+def test_features_are_contiguous_whatever_the_tower_leaves(vision_directory: Path) -> None:
+    encoder = load_vision(VisionConfig(str(vision_directory)))[1].eval()
+    pixels = torch.randn(2, 3, 16, 16)
+    assert not encoder.read(encoder.tower, pixels).is_contiguous()
+    assert encoder(pixels).is_contiguous()
+
+
 def test_an_earlier_block_can_be_read_and_later_ones_are_dropped(vision_directory: Path) -> None:
     encoder = load_vision(VisionConfig(str(vision_directory), layer=-2))[1].eval()
     visual, pixels = whole_clip(vision_directory), torch.randn(2, 3, 16, 16)
