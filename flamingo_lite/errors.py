@@ -17,7 +17,7 @@ REASONS = {
     "bytes": "the sample, or a member of it, is larger than the limit",
     "json": "the sample has no json, or one that is not JSON",
     "layout": "the JSON is no interleaved document",
-    "text": "a text is no str, cannot be encoded, or is longer than the limit",
+    "text": "a text is empty or no str, cannot be encoded, or is longer than the limit",
     "images": "the document has more images than the limit",
     "image": "an image is no JPEG, PNG or WebP, or is not whole",
     "no_labels": "none of its tokens is trained on",

@@ -65,8 +65,8 @@ def _turn(turn: Any, where: str) -> tuple[str, str]:
 
 def _segments(role: str, value: str, images: Iterator[Image], where: str) -> list[Text | Image]:
     """A turn as texts and images. Its ends lose their blanks, its marks the newlines around them."""
-    plain_text(value, where)
     is_trained = role == "assistant"
+    plain_text(value, where, "answer" if is_trained else "text")
     segments: list[Text | Image] = []
     pieces = value.strip().split(IMAGE_TOKEN)
     if is_trained and not pieces[0]:

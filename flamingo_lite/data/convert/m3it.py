@@ -34,12 +34,13 @@ def document(line: bytes, where: str, task: str) -> Document:
     record = fields(parse_json(line, where), where, FIELDS)
     images = list_of(str, record["image_base64_str"], f"{where}: image_base64_str")
     inputs = record["inputs"].strip()
+    answer = plain_text(record["outputs"], f"{where}: outputs", "answer")
     return Document(
         [
             *(image_from_base64(text, f"{where}: image {number}") for number, text in enumerate(images)),
             Text(plain_text(record["instruction"], f"{where}: instruction"), False, "user"),
             *([Text(f"\n{inputs}", False, "user")] if inputs else []),
-            Text(plain_text(record["outputs"], f"{where}: outputs"), True, "assistant", ends_chunk=True),
+            Text(answer, True, "assistant", ends_chunk=True),
         ],
         {"task": task},
     )

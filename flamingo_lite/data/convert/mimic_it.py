@@ -72,7 +72,7 @@ def _document(
             shown = turn["image_ids"]
             segments += [_image(images, image_id, where) for image_id in shown]
         question = plain_text(turn["instruction"], f"{where}: instruction")
-        answer = plain_text(turn["answer"], f"{where}: answer")
+        answer = plain_text(turn["answer"], f"{where}: answer", "answer")
         segments += [Text(question, False, "user"), Text(answer, True, "assistant", ends_chunk=True)]
     meta = {"id": key, "image_ids": record["image_ids"], "rel_ins_ids": related, "task": task}
     return Document(segments, meta)

@@ -10,10 +10,10 @@ from flamingo_lite.errors import SampleError
 _BASE64 = str.maketrans("-_", "+/")
 
 
-def plain_text(value: str, where: str) -> str:
-    """The text without blanks at its ends. Errors: `SampleError` ("text") where nothing is left."""
+def plain_text(value: str, where: str, reason: str = "text") -> str:
+    """The text without blanks at its ends. Errors: `SampleError` (`reason`) where nothing is left."""
     if not (text := value.strip()):
-        raise SampleError(f"{where}: is empty; expected a text", "text")
+        raise SampleError(f"{where}: is empty; expected a text", reason)
     return text
 
 

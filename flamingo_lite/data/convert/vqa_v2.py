@@ -76,7 +76,7 @@ def _document(
         )
     image = image_in(options.images, f"COCO_{subtype}_{record['image_id']:012d}.jpg", where)
     question = options.prompt.replace("{question}", plain_text(record["question"], f"{where}: question"))
-    answer = plain_text(annotation["multiple_choice_answer"], f"{where}: multiple_choice_answer")
+    answer = plain_text(annotation["multiple_choice_answer"], f"{where}: multiple_choice_answer", "answer")
     meta = {
         **{name: record[name] for name in ("question_id", "image_id", "question")},
         **{name: annotation[name] for name in ("question_type", "answer_type")},

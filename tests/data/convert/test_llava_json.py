@@ -114,7 +114,7 @@ def test_every_image_stands_where_its_mark_stood(tmp_path: Path, turns: list[lis
             "turn 0: is from 'robot'; expected human",
         ),
         ({**GOOD, "conversations": [{"from": "human"}]}, "layout", "turn 0: value is missing"),
-        ({**GOOD, "conversations": [turn("human", "a"), turn("gpt", " ")]}, "text", "turn 1: is empty"),
+        ({**GOOD, "conversations": [turn("human", "a"), turn("gpt", " ")]}, "answer", "turn 1: is empty"),
         ({**GOOD, "conversations": [turn("gpt", "a<|endofchunk|>")]}, "marks", "<|endofchunk|>"),
         ({**GOOD, "conversations": []}, "layout", "conversations is empty"),
         (

@@ -54,7 +54,7 @@ def test_episodes_are_of_the_data_set_that_a_file_is_of(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("line", "reason", "message"),
     [
-        ({**RECORDS[0], "outputs": " "}, "text", "outputs: is empty"),
+        ({**RECORDS[0], "outputs": " "}, "answer", "outputs: is empty"),
         ({**RECORDS[0], "data_dir": "x"}, "layout", "data_dir is unknown"),
         ({**RECORDS[0], "image_base64_str": "abcd"}, "layout", "image_base64_str is a str, not a list"),
         ({**RECORDS[0], "image_base64_str": ["?"]}, "image", "image 0: is no image in base64"),

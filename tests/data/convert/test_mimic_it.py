@@ -66,7 +66,7 @@ GOOD = DATA["LA_INS_000001"]
         ({"instruction": "a", "answer": "b", "image_ids": []}, "layout", "rel_ins_ids is missing"),
         ({**GOOD, "video": 1}, "layout", "video is unknown"),
         ({**GOOD, "image_ids": [1]}, "layout", "image_ids: entry 0 is a int"),
-        ({**GOOD, "answer": ""}, "text", "answer: is empty"),
+        ({**GOOD, "answer": ""}, "answer", "answer: is empty"),
         ({**GOOD, "image_ids": ["lost"]}, "missing", "image 'lost' is not in"),
         ({**GOOD, "image_ids": ["number"]}, "image", "image number is a int, not base64"),
         ({**GOOD, "image_ids": ["text"]}, "image", "is no image in base64"),
