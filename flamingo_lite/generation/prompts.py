@@ -25,6 +25,7 @@ from flamingo_lite.generation.prefixes import (
 )
 from flamingo_lite.models.language import context_length
 from flamingo_lite.models.model import VisionLanguageModel
+from flamingo_lite.models.parts import CACHE
 from flamingo_lite.nn.cache import MediaCache
 from flamingo_lite.processing import VisionLanguageProcessor
 from flamingo_lite.text.tokenizer import Encoded
@@ -218,7 +219,7 @@ def _run(model: VisionLanguageModel, batch: PromptBatch) -> Any:
         use_cache=True,
         logits_to_keep=1,
     )
-    return out.past_key_values
+    return out[CACHE]
 
 
 @contextmanager

@@ -145,7 +145,7 @@ def _prompt(model: VisionLanguageModel, batch: PromptBatch) -> Any:
 def _score_tree(model: VisionLanguageModel, batch: PromptBatch, tree: CandidateTree) -> Tensor:
     """(b s) log-probabilities."""
     out = _prompt(model, batch)
-    cache = out.past_key_values
+    cache = out[CACHE]
     prompt = [(layer.keys, layer.values) for layer in cache.layers]
     edges = torch.empty(len(batch.rows), len(tree.edges), device=batch.input_ids.device)
     _fill(edges, tree, [ROOT], out.logits[:, -1:])
@@ -206,7 +206,7 @@ def _score_rows(model: VisionLanguageModel, batch: PromptBatch, tree: CandidateT
     step = max(1, at_once // len(batch.rows))
     for start in range(0, len(branches), step):
         is_last = start + step >= len(branches)
-        cache = out.past_key_values if is_last else copy.deepcopy(out.past_key_values)
+        cache = out[CACHE] if is_last else copy.deepcopy(out[CACHE])
         chosen = branches[start : start + step]
         logits = _branch_logits(model, batch, tree, chosen, cache)
         for number, branch in enumerate(chosen):

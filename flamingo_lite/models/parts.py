@@ -30,7 +30,7 @@ CACHE = (
 """transformers' name for the keys and values of earlier tokens, another from 5.24 on.
 
 Models are handed it under exactly one name: of the two, the old one would be ignored, and every token decoded as if
-it were the first.
+it were the first. Their outputs have it under that name too.
 """
 
 

@@ -14,6 +14,7 @@ from flamingo_lite.document import Document
 from flamingo_lite.generation.generate import generate
 from flamingo_lite.generation.prompts import evaluating
 from flamingo_lite.models.model import VisionLanguageModel
+from flamingo_lite.models.parts import CACHE
 from flamingo_lite.nn.cache import MediaCache
 from flamingo_lite.processing import VisionLanguageProcessor
 from flamingo_lite.training.flops import FlopsByPart
@@ -99,7 +100,7 @@ def _bytes(
     with evaluating(model), LiveBytes(ignored) as live:
         past = model(
             ids, attention_mask=mask, media_index=index, media=media, use_cache=True, logits_to_keep=1
-        ).past_key_values
+        )[CACHE]
         gc.collect()
         held = live.activations
         del past

@@ -7,12 +7,14 @@ from contextlib import contextmanager
 
 import pytest
 import torch
+from transformers.utils import logging
 
 import flamingo_lite as fl
 from flamingo_lite.document import Document, Image, Text
 from flamingo_lite.errors import FlamingoError
 from flamingo_lite.models.model import VisionLanguageModel
 from flamingo_lite.processing import VisionLanguageProcessor
+from flamingo_lite.training.cost import measure_cost
 
 
 @pytest.fixture
@@ -198,3 +200,17 @@ def test_candidates_without_tokens_are_refused(
 ) -> None:
     with pytest.raises(FlamingoError, match="candidate"):
         fl.score(model, processor, documents, candidates)
+
+
+def test_nothing_is_called_by_a_name_that_transformers_has_given_up(
+    joined: tuple[VisionLanguageModel, VisionLanguageProcessor],
+    image_of: Callable[[int], Image],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    said: list[str] = []
+    monkeypatch.setattr(logging.get_logger("transformers.utils.generic"), "warning_once", said.append)
+    prompts = [Document([image_of(1), Text(" = 8", ends_chunk=True), image_of(i), " ="]) for i in (2, 3)]
+    fl.generate(*joined, prompts, max_new_tokens=2)
+    fl.score(*joined, prompts, candidates=[" 7", " 18", " 19"])
+    measure_cost(*joined, prompts)
+    assert said == []
