@@ -168,28 +168,19 @@ def systems_table(plans: "Mapping[str, SystemPlan]") -> "Table":
     from rich.table import Table
 
     table = Table(title="Systems", title_justify="left")
-    table.add_column("system")
-    for name in (
-        "trainable",
-        "parameters",
-        "media tokens",
-        "tokens a document",
-        "documents",
-        "steps",
-        "TFLOPs",
-    ):
-        table.add_column(name, justify="right")
-    for name, plan in plans.items():
-        table.add_row(
-            name,
-            f"{plan.trainable:,}",
-            f"{plan.parameters:,}",
-            str(plan.media_tokens),
-            f"{plan.tokens:.1f}",
-            f"{plan.documents:,}",
-            f"{plan.steps:,}",
-            "" if plan.flops is None else f"{plan.flops / 1e12:,.1f}",
-        )
+    table.add_column("")
+    for name in plans:
+        table.add_column(name, justify="right", overflow="fold")
+    for quantity, values in {
+        "parameters": [f"{plan.parameters:,}" for plan in plans.values()],
+        "of these trained": [f"{plan.trainable:,}" for plan in plans.values()],
+        "media tokens an image": [str(plan.media_tokens) for plan in plans.values()],
+        "tokens a document": [f"{plan.tokens:.1f}" for plan in plans.values()],
+        "documents": [f"{plan.documents:,}" for plan in plans.values()],
+        "steps": [f"{plan.steps:,}" for plan in plans.values()],
+        "TFLOPs": ["" if plan.flops is None else f"{plan.flops / 1e12:,.1f}" for plan in plans.values()],
+    }.items():
+        table.add_row(quantity, *values)
     return table
 
 
