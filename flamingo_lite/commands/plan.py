@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
 SUMMARY = "say what training a model takes, without its weights"
 USAGE = "KEY=VALUE"
+BYTES, FLOPS = {"GB": 10**9, "MB": 10**6}, {"TFLOPs": 10**12, "GFLOPs": 10**9}
 COLUMNS = {"single": "one device", "ddp": "DDP x {ranks}", "fsdp": "FSDP x {ranks}"}
 
 
@@ -66,23 +67,25 @@ def parts_table(plan: "Plan") -> "Table":
     """Parameters and arithmetic by part."""
     from rich.table import Table
 
+    parts = plan.parts.values()
+    weights, flops = sum(part.weight_bytes for part in parts), sum(plan.flops.values())
+    size, operations = _unit(weights, BYTES), _unit(flops, FLOPS)
     table = Table(title="The parts", title_justify="left")
     table.add_column("part", overflow="fold")
-    for name in ("parameters", "trainable", "weights, GB", "TFLOPs a step"):
+    for name in ("parameters", "trainable", f"weights, {size}", f"{operations} a step"):
         table.add_column(name, justify="right", overflow="fold")
     for name, part in plan.parts.items():
-        flops = plan.flops.get(name)
         style = "green" if part.trainable else None
-        cells = (_count(part.parameters), _count(part.trainable), _gb(part.weight_bytes))
-        table.add_row(name, *cells, "" if flops is None else f"{flops / 1e12:,.2f}", style=style)
-    parts = plan.parts.values()
+        cells = (_count(part.parameters), _count(part.trainable), _in(part.weight_bytes, BYTES[size]))
+        own = plan.flops.get(name)
+        table.add_row(name, *cells, "" if own is None else _in(own, FLOPS[operations]), style=style)
     table.add_section()
     table.add_row(
         "all",
         _count(sum(part.parameters for part in parts)),
         _count(sum(part.trainable for part in parts)),
-        _gb(sum(part.weight_bytes for part in parts)),
-        f"{sum(plan.flops.values()) / 1e12:,.2f}",
+        _in(weights, BYTES[size]),
+        _in(flops, FLOPS[operations]),
         style="bold",
     )
     return table
@@ -95,9 +98,11 @@ def memory_table(plan: "Plan") -> "Table":
     shape, room = plan.shape, plan.config.memory_gb
     recomputed = ", recomputed" if plan.recomputed else ""
     parts = f" in {plan.accumulate} parts" if plan.accumulate > 1 else ""
+    unit = _unit(max(memory.peak for memory in plan.memory.values()), BYTES)
+    images = "1 image" if shape.images == 1 else f"{shape.images} images"
     table = Table(
-        title=f"GB of a device: a step of {plan.batch_size:,} rows{parts}, of {shape.length} positions and {shape.images} "
-        f"images, {shape.precision}",
+        title=f"{unit} of a device: a step of {plan.batch_size:,} rows{parts}, of {shape.length} positions and {images}, "
+        f"{shape.precision}",
         title_justify="left",
     )
     table.add_column("")
@@ -113,14 +118,14 @@ def memory_table(plan: "Plan") -> "Table":
         "copies": "copies",
     }
     for field, label in labels.items():
-        table.add_row(label, *(_gb(getattr(memory, field)) for memory in plan.memory.values()))
+        table.add_row(label, *(_in(getattr(memory, field), BYTES[unit]) for memory in plan.memory.values()))
     table.add_section()
     peaks = [
-        f"[{'red' if memory.peak > room * 1e9 else 'green'}]{_gb(memory.peak)}[/]"
+        f"[{'red' if memory.peak > room * 1e9 else 'green'}]{_in(memory.peak, BYTES[unit])}[/]"
         for memory in plan.memory.values()
     ]
     table.add_row("peak", *peaks, style="bold")
-    table.add_row("sent in a step", *(_gb(size) for size in plan.sent.values()))
+    table.add_row("sent in a step", *(_in(size, BYTES[unit]) for size in plan.sent.values()))
     table.add_row(
         f"most rows at once in {room:g} GB", *(f"{plan.largest_rows[name]:,}" for name in plan.memory)
     )
@@ -135,16 +140,22 @@ def refuse_too_little(plan: "Plan") -> None:
         return
     least = min(plan.one_row, key=lambda name: plan.one_row[name])
     needs = plan.one_row[least]
+    unit = _unit(needs, BYTES)
     raise FlamingoError(
         f"not even one row of {plan.shape.length} positions fits in plan.memory_gb={plan.config.memory_gb:g}: "
-        f"{COLUMNS[least].format(ranks=plan.config.ranks)} needs {needs / 1e9:.1f} GB; plan.memory_gb="
+        f"{COLUMNS[least].format(ranks=plan.config.ranks)} needs {_in(needs, BYTES[unit])} {unit}; plan.memory_gb="
         f"{-(-needs // 10**9)} would do, and less with more plan.ranks under fsdp, plan.checkpointing=true, a shorter "
         "plan.length or model.language.dtype=bfloat16"
     )
 
 
-def _gb(size: int) -> str:
-    return f"{size / 1e9:,.2f}"
+def _unit(most: int, units: dict[str, int]) -> str:
+    """The largest unit of which `most` is at least one, or the smallest there is."""
+    return next((name for name, size in units.items() if most >= size), list(units)[-1])
+
+
+def _in(number: int, unit: int) -> str:
+    return f"{number / unit:,.2f}"
 
 
 def _count(number: int) -> str:

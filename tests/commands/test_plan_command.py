@@ -42,6 +42,14 @@ def test_the_tables_name_the_parts_and_the_largest_batch(capsys: pytest.CaptureF
     )
 
 
+def test_units_are_of_the_models_size(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(SMALL) == 0
+    shown = capsys.readouterr().out
+    assert "weights, MB" in shown and "GFLOPs a step" in shown and "MB of a device" in shown
+    (total,) = (line.split() for line in shown.splitlines() if " all " in line)
+    assert "14.20" in total
+
+
 def test_json_holds_the_totals(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main([*SMALL, "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
