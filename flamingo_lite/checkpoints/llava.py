@@ -16,7 +16,7 @@ from flamingo_lite.checkpoints.keys import Rename, Rule, put_weights, take_weigh
 from flamingo_lite.checkpoints.tensors import read_directory, write_directory
 from flamingo_lite.document import IMAGE_TOKEN
 from flamingo_lite.errors import FlamingoError
-from flamingo_lite.image_transform import RESAMPLING, ImageTransform
+from flamingo_lite.image_transform import ImageTransform
 from flamingo_lite.models.configuration import VisionLanguageConfig
 from flamingo_lite.models.connector import ConnectorConfig
 from flamingo_lite.models.fusion import FusionConfig
@@ -188,15 +188,8 @@ def their_config(model: VisionLanguageModel) -> LlavaConfig:
 def _image_processor(transform: ImageTransform) -> CLIPImageProcessor | LlavaImageProcessor:
     if transform.resize_mode != "pad":
         return parts.image_processor(transform, NAME)
-    height, width = transform.size
-    return LlavaImageProcessor(
-        do_pad=True,
-        size=cast(Any, {"shortest_edge": width}),
-        crop_size=cast(Any, {"height": height, "width": width}),
-        resample=cast(Any, RESAMPLING[transform.interpolation]),
-        image_mean=list(transform.mean),
-        image_std=list(transform.std),
-    )
+    size: Any = {"shortest_edge": transform.size[1]}
+    return LlavaImageProcessor(do_pad=True, size=size, **parts.image_settings(transform))
 
 
 def their_processor(processor: VisionLanguageProcessor, tower: VisionTower) -> LlavaProcessor:

@@ -201,11 +201,15 @@ def image_processor(transform: ImageTransform, format_name: str) -> CLIPImagePro
     size: Any = (
         {"height": height, "width": width} if is_squashed else {"shortest_edge": transform.shortest_edge}
     )
-    return CLIPImageProcessor(
-        size=size,
-        crop_size={"height": height, "width": width},
-        do_center_crop=not is_squashed,
-        resample=cast(Any, RESAMPLING[transform.interpolation]),
-        image_mean=list(transform.mean),
-        image_std=list(transform.std),
-    )
+    return CLIPImageProcessor(size=size, do_center_crop=not is_squashed, **image_settings(transform))
+
+
+def image_settings(transform: ImageTransform) -> dict[str, Any]:
+    """What every image processor of transformers is told in the same words: the size, the interpolation, the colours."""
+    height, width = transform.size
+    return {
+        "crop_size": {"height": height, "width": width},
+        "resample": RESAMPLING[transform.interpolation],
+        "image_mean": list(transform.mean),
+        "image_std": list(transform.std),
+    }
