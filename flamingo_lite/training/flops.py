@@ -14,7 +14,32 @@ from typing import Any, Self
 import torch
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils.flop_counter import flop_registry
+from torch.utils.flop_counter import flop_registry, shape_wrapper
+
+Shape = tuple[int, int, int, int]
+
+
+def _attention(query: Shape, key: Shape, value: Shape, *_: Any, **__: Any) -> int:
+    """Scores, and what they are the weights of. Shapes are (b h l d); keys and values may have fewer heads."""
+    b, h, length, d = query
+    return 2 * b * h * length * key[-2] * (d + value[-1])
+
+
+def _attention_backward(_: Shape, query: Shape, key: Shape, value: Shape, *__: Any, **___: Any) -> int:
+    """The scores again, then the gradients of scores, values, queries and keys."""
+    b, h, length, d = query
+    return 2 * b * h * length * key[-2] * (3 * d + 2 * value[-1])
+
+
+KERNELS = ("flash_attention", "efficient_attention", "cudnn_attention", "flash_attention_for_cpu")
+ATTENTION = {
+    getattr(torch.ops.aten, f"_scaled_dot_product_{kernel}{ending}"): formula
+    for kernel in KERNELS
+    for ending, formula in {"": _attention, "_backward": _attention_backward}.items()
+}
+"""Of shapes. Some versions of torch have none for the CPU, and refuse heads that share keys."""
+
+COUNTS = {**flop_registry, **{operation: shape_wrapper(formula) for operation, formula in ATTENTION.items()}}
 
 
 class FlopsByPart(TorchDispatchMode):
@@ -52,7 +77,7 @@ class FlopsByPart(TorchDispatchMode):
         return result
 
     def _count(self, func: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any], result: Any) -> None:
-        count = flop_registry.get(func._overloadpacket)
+        count = COUNTS.get(func._overloadpacket)
         if count is not None:
             self.flops[self._part()] += count(*args, **kwargs, out_val=result)
 

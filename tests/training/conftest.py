@@ -6,12 +6,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from torch.utils.flop_counter import FlopCounterMode, flop_registry
 
 from flamingo_lite.config import Config
 from flamingo_lite.data.make import DataConfig
 from flamingo_lite.data.shards import write_shards
 from flamingo_lite.document import Document, Image, Text
 from flamingo_lite.models.build import model_config_from
+from flamingo_lite.training.flops import ATTENTION
 from flamingo_lite.training.optim import OptimizerConfig
 from flamingo_lite.training.settings import StageConfig, TrainerConfig
 from flamingo_lite.training.tracking import WandbConfig
@@ -24,6 +26,13 @@ def document(number: int, image_of: Callable[[int], Image]) -> Document:
         answer = Text(f" {(number + item) % 5}", ends_chunk=True)
         segments += [image_of((number + item) % 5), Text(" =", loss=False), answer]
     return Document(segments)
+
+
+@pytest.fixture
+def torchs_counter() -> FlopCounterMode:
+    """torch's own counter of arithmetic, and of the kernels that this version of it does not know."""
+    unknown = {kernel: count for kernel, count in ATTENTION.items() if kernel not in flop_registry}
+    return FlopCounterMode(display=False, custom_mapping=unknown)
 
 
 @pytest.fixture(scope="session")

@@ -38,13 +38,12 @@ def step() -> Step:
     return Step(load_config(["model=flamingo_tiny", "data.families={scenes: 1}"]), rows=2, device="cpu")
 
 
-def test_all_arithmetic_of_a_step_belongs_to_one_part(step: Step) -> None:
+def test_all_arithmetic_of_a_step_belongs_to_one_part(step: Step, torchs_counter: FlopCounterMode) -> None:
     clock, _ = timed(step)
-    counter = FlopCounterMode(display=False)
-    with counter:
+    with torchs_counter:
         step.run()
-    assert counter.get_total_flops() > 0
-    assert sum(clock.flops.values()) == STEPS * counter.get_total_flops()
+    assert torchs_counter.get_total_flops() > 0
+    assert sum(clock.flops.values()) == STEPS * torchs_counter.get_total_flops()
 
 
 def test_muons_products_are_the_optimizers(step: Step) -> None:

@@ -107,12 +107,12 @@ def test_the_predicted_peak_is_within_5_percent_of_the_measured_one(seed: int) -
     assert memory.peak == pytest.approx(measured, rel=0.05)
 
 
-def test_the_arithmetic_is_what_torchs_counter_counts() -> None:
+def test_the_arithmetic_is_what_torchs_counter_counts(torchs_counter: FlopCounterMode) -> None:
     config, shape = tiny(LANGUAGES[0], **SYSTEMS[0]), StepShape(length=96, images=2)
     model = with_numbers(meta_model(config))
-    with FlopCounterMode(display=False) as counter:
+    with torchs_counter:
         model(**step_inputs(model, shape, 2)).loss.backward()
-    assert sum(run_trial(meta_model(config), shape, 2).flops.values()) == counter.get_total_flops()
+    assert sum(run_trial(meta_model(config), shape, 2).flops.values()) == torchs_counter.get_total_flops()
 
 
 def test_frozen_parts_have_the_arithmetic_of_the_forward_pass_alone() -> None:

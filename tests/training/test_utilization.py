@@ -15,13 +15,6 @@ from flamingo_lite.training.trial import StepShape, step_inputs
 from flamingo_lite.training.utilization import StepFlops, Work, known_peak, step_flops
 
 
-def counted(model: Any, inputs: dict[str, Any]) -> int:
-    counter = FlopCounterMode(display=False)
-    with counter:
-        model(**inputs).loss.backward()
-    return counter.get_total_flops()
-
-
 @pytest.fixture(scope="module", params=["cross_attention", "prefix"])
 def fitted(
     request: pytest.FixtureRequest, model_config: dict[str, Any], prefix_config: dict[str, Any]
@@ -35,7 +28,7 @@ def fitted(
 
 
 def test_the_arithmetic_is_that_of_a_real_step_of_another_shape(
-    fitted: tuple[VisionLanguageModel, dict[str, torch.Tensor], StepFlops],
+    fitted: tuple[VisionLanguageModel, dict[str, torch.Tensor], StepFlops], torchs_counter: FlopCounterMode
 ) -> None:
     model, _, flops = fitted
     inputs = step_inputs(model, StepShape(104, 3), 5)
@@ -43,7 +36,9 @@ def test_the_arithmetic_is_that_of_a_real_step_of_another_shape(
     inputs["labels"][:, :60] = IGNORED
     trained = int((inputs["labels"][:, 1:] != IGNORED).sum())
     found = flops(Work(rows=5, tokens=5 * 104, images=15, trained=trained))
-    assert found == pytest.approx(counted(model, inputs), rel=0.02)
+    with torchs_counter:
+        model(**inputs).loss.backward()
+    assert found == pytest.approx(torchs_counter.get_total_flops(), rel=0.02)
 
 
 def test_counting_leaves_the_model_as_it_was(
