@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from huggingface_hub import snapshot_download
+from huggingface_hub import constants, snapshot_download
 from huggingface_hub.errors import HfHubHTTPError
 from transformers import AddedToken, PreTrainedTokenizerBase
 
@@ -81,7 +81,9 @@ def download(name: str) -> Path | None:
     if organisation != "openflamingo" or release not in RELEASES:
         return None
     try:
-        return Path(snapshot_download(name, allow_patterns=[CHECKPOINT]))
+        return Path(
+            snapshot_download(name, allow_patterns=[CHECKPOINT], local_files_only=constants.HF_HUB_OFFLINE)
+        )
     except (OSError, ValueError, HfHubHTTPError) as error:
         raise FlamingoError(
             f"cannot fetch {CHECKPOINT} of {name}: {first_line(error)}; expected it in the local cache, or a network"

@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from huggingface_hub import snapshot_download
+from huggingface_hub import constants, snapshot_download
 from huggingface_hub.errors import HfHubHTTPError
 from safetensors import SafetensorError
 
@@ -54,7 +54,15 @@ def fetched(name: str, revision: str | None) -> Path:
     Errors: `FlamingoError` for one that is neither here nor to be had.
     """
     try:
-        return Path(snapshot_download(name, revision=revision, allow_patterns=list(FILES)))
+        return Path(
+            snapshot_download(
+                name,
+                revision=revision,
+                allow_patterns=list(FILES),
+                # Said aloud: some versions ask the hub for what is in a known commit, even there.
+                local_files_only=constants.HF_HUB_OFFLINE,
+            )
+        )
     except (OSError, ValueError, HfHubHTTPError) as error:
         at = "" if revision is None else f" at {revision}"
         raise FlamingoError(
