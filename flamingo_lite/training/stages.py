@@ -103,7 +103,7 @@ def _run(
     # One rank looks, so that all see the same.
     beginning = ranks.broadcast(begin(config, defining, _saying(console)) if ranks.is_first else Beginning())
     if beginning.finished:
-        console.print(f"{output / MODEL} is trained already; resume=never trains it anew")
+        _saying(console)(f"{output / MODEL} is trained already; resume=never trains it anew")
         return output / MODEL
     started = time.perf_counter()
     _prepare(config, ranks)
@@ -223,7 +223,7 @@ def _fit(
     """The rows of figures, and the trained model: whole, on the first rank."""
     output, stage, steps, done = Path(config.output), config.stage, data.steps, beginning.step
     if beginning.checkpoint:
-        console.print(f"resuming {output} at step {done} of {steps}")
+        _saying(console)(f"resuming {output} at step {done} of {steps}")
     display = ProgressDisplay("training", steps, console, done)
     step_display = StepDisplay(display)
     sinks: list[Sink] = (
