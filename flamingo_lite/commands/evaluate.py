@@ -169,7 +169,8 @@ def accuracy_table(results: "Mapping[str, Any]") -> "Table":
     title = (
         "Exact match over shots" if metrics == {"exact_match"} else f"{', '.join(sorted(metrics))} over shots"
     )
-    table = Table(title=title, box=box.SIMPLE_HEAD)
+    # Its names fit into 80 columns so.
+    table = Table(title=title, box=box.SIMPLE_HEAD, collapse_padding=True, pad_edge=False)
     columns = ["model", "rendering", "task", "condition", "split", "style"]
     always = ("condition", "split", "style")
     columns = [n for n in columns if n in always or len({cell.get(n) for cell in cells}) > 1]

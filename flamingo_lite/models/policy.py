@@ -9,6 +9,7 @@ from fnmatch import fnmatchcase
 from typing import Any
 
 import torch
+from rich.box import SIMPLE_HEAD
 from rich.table import Table
 from torch import Tensor, nn
 
@@ -289,11 +290,19 @@ def _rows(model: nn.Module, found: Mapping[str, Decision]) -> list[PolicyRow]:
 
 
 def policy_table(rows: Sequence[PolicyRow], learning_rate: float | None = None) -> Table:
-    """The rows for the console; `learning_rate`: the optimizer's, where an entry gives none of its own."""
-    table = Table(title="What trains (the last pattern that decides)")
+    """The rows for the console, in 80 columns mostly; `learning_rate`: the optimizer's, where an entry gives none."""
+    trained, total = sum(row.trainable for row in rows), sum(row.numbers for row in rows)
+    dtypes = {", ".join(row.dtypes) for row in rows}
+    same = f", all in {dtypes.pop()}" if len(dtypes) == 1 else ""
+    table = Table(
+        title=f"What trains: {trained / max(total, 1):.1%}{same} (the last pattern that decides)",
+        box=SIMPLE_HEAD,
+        collapse_padding=True,
+        pad_edge=False,
+    )
     for name in ("part", "pattern", "policy"):
         table.add_column(name, overflow="fold")
-    for name in ("parameters", "trainable", "dtype", "learning rate"):
+    for name in ("parameters", "trainable", *([] if same else ["dtype"]), "learning\nrate"):
         # In a narrow terminal words are broken, and no number is.
         is_number = name in ("parameters", "trainable")
         table.add_column(name, justify="right", overflow="fold", no_wrap=is_number)
@@ -305,13 +314,12 @@ def policy_table(rows: Sequence[PolicyRow], learning_rate: float | None = None) 
             row.entry.mode,
             f"{row.numbers:,}",
             f"{row.trainable:,}",
-            ", ".join(row.dtypes),
+            *([] if same else [", ".join(row.dtypes)]),
             f"{rate:g}" if rate is not None and row.trainable else "",
             style="green" if row.trainable else None,
         )
-    trained, total = sum(row.trainable for row in rows), sum(row.numbers for row in rows)
     table.add_section()
-    table.add_row("all", "", f"{trained / max(total, 1):.1%} trains", f"{total:,}", f"{trained:,}", "", "")
+    table.add_row("all", "", "", f"{total:,}", f"{trained:,}")
     return table
 
 
