@@ -32,6 +32,13 @@ def add_multirun_argument(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def bold(path: object) -> str:
+    """Markup of rich for a path, whatever brackets stand in it."""
+    from rich.markup import escape
+
+    return f"[bold]{escape(str(path))}[/bold]"
+
+
 @dataclass(frozen=True)
 class Run:
     """One run that the arguments ask for. `name`: what sets it apart from the others ("" where it is the only one);

@@ -16,7 +16,7 @@ import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from flamingo_lite.commands.common import CONFIG_HELP
+from flamingo_lite.commands.common import CONFIG_HELP, bold
 from flamingo_lite.errors import FlamingoError
 from flamingo_lite.names import unknown
 
@@ -159,7 +159,7 @@ def compare(base: "Config", systems: "Mapping[str, Config]", console: "Console",
     torch.set_num_threads(base.trainer.threads or available_cores())
     _write_systems(output, base, plans, console)
     path = report_systems(output)
-    console.print(f"the report: [bold]{path}[/bold]", highlight=False, soft_wrap=True)
+    console.print(f"the report: {bold(path)}", highlight=False, soft_wrap=True)
     return path
 
 
@@ -225,7 +225,7 @@ def _run_all(runs: "Sequence[Config]", jobs: int, console: "Console") -> None:
 
     if jobs == 1:
         for number, config in enumerate(runs, start=1):
-            console.print(f"[bold]\\[{number}/{len(runs)}] {config.output}[/bold]", highlight=False)
+            console.print(bold(f"[{number}/{len(runs)}] {config.output}"), highlight=False, soft_wrap=True)
             run_one(config, console)
         return
     # Spawned, not forked: the parent may hold threads (torch's) whose locks a fork would copy locked.
@@ -237,7 +237,7 @@ def _run_all(runs: "Sequence[Config]", jobs: int, console: "Console") -> None:
             seconds = future.result()
             config = running[future]
             console.print(
-                f"[bold]\\[{number}/{len(runs)}] {config.output}[/bold]: done in {seconds:.0f} s",
+                f"{bold(f'[{number}/{len(runs)}] {config.output}')}: done in {seconds:.0f} s",
                 highlight=False,
                 soft_wrap=True,
             )

@@ -10,7 +10,7 @@ Shards are those of data.sources, or of data.directory; what is asked is what ev
 import argparse
 from typing import TYPE_CHECKING, Any
 
-from flamingo_lite.commands.common import add_config_arguments, configs
+from flamingo_lite.commands.common import add_config_arguments, bold, configs
 from flamingo_lite.errors import FlamingoError
 
 if TYPE_CHECKING:
@@ -53,8 +53,9 @@ def run(arguments: argparse.Namespace) -> None:
         found = contamination(config, arguments.distance, arguments.workers, console)
         show(found, console)
         path = write_contamination(found, Path(config.output))
+        excluding = bold(f"eval.exclude={path}")
         console.print(
-            f"ids, and where they were met: [bold]{path}[/bold]; eval.exclude={path} leaves them out",
+            f"ids, and where they were met: {bold(path)}; {excluding} leaves them out",
             highlight=False, soft_wrap=True,
         )  # fmt: skip
 

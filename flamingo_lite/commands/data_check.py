@@ -7,6 +7,8 @@ have no manifest, are indexed by it."""
 import argparse
 from typing import TYPE_CHECKING
 
+from flamingo_lite.commands.common import bold
+
 if TYPE_CHECKING:
     from pathlib import Path
 
@@ -135,7 +137,7 @@ def write_copy(
             console.print("not written:", line, style="yellow", markup=False, highlight=False, soft_wrap=True)
     left_out = sum(map(len, unusable)) + copied.rejects.total()
     console.print(
-        f"{plural(copied.samples, 'sample')} with {plural(copied.images, 'image')} in [bold]{to}[/bold], "
+        f"{plural(copied.samples, 'sample')} with {plural(copied.images, 'image')} in {bold(to)}, "
         f"{left_out:,} left out",
         highlight=False, soft_wrap=True,
     )  # fmt: skip

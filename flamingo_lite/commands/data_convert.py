@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from flamingo_lite.commands.common import bold
 from flamingo_lite.errors import FlamingoError
 from flamingo_lite.names import check_choice
 
@@ -128,7 +129,7 @@ def show_summary(job: "Job", ledgers: "Sequence[Ledger]", console: "Console") ->
     size = sum(shard.bytes for ledger in ledgers for shard in ledger.shards)
     console.print(
         f"{documents:,} documents with {images:,} images in {shards:,} shards ({size / 1e6:,.1f} MB) in "
-        f"[bold]{escape(str(job.directory))}[/bold]", highlight=False, soft_wrap=True,
+        f"{bold(job.directory)}", highlight=False, soft_wrap=True,
     )  # fmt: skip
     for title, name, total in (
         ("documents left out", "rejects", documents),

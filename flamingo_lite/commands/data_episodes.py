@@ -8,6 +8,8 @@ task there are too few others is left out, counted, and named in rejects.jsonl."
 
 import argparse
 
+from flamingo_lite.commands.common import bold
+
 SUMMARY = "write documents behind demonstrations of their task"
 
 
@@ -60,7 +62,7 @@ def run(arguments: argparse.Namespace) -> None:
     write_whole(Path(arguments.to) / "rejects.jsonl", lines)
     written = sum(shard.samples for shard in manifest.shards)
     console.print(
-        f"{written:,} episodes of {config.shots} demonstrations in [bold]{arguments.to}[/bold]",
+        f"{written:,} episodes of {config.shots} demonstrations in {bold(arguments.to)}",
         highlight=False,
         soft_wrap=True,
     )

@@ -6,7 +6,7 @@ measures what is missing by itself; this does it beforehand. The lengths lie in 
 import argparse
 from typing import TYPE_CHECKING
 
-from flamingo_lite.commands.common import add_config_arguments, configs
+from flamingo_lite.commands.common import add_config_arguments, bold, configs
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -41,7 +41,7 @@ def index(config: "Config", console: "Console", fresh: bool = False) -> None:
         console.print(
             f"{name}: {len(shards):,} documents, {int(usable.sum()):,} of them usable, {int(tokens.sum()):,} tokens "
             f"(on average {tokens[usable].mean() if usable.any() else 0:.1f}, at most {int(tokens.max())}), "
-            f"{int(images.sum()):,} images; lengths in [bold]{lengths.folder}[/bold]",
+            f"{int(images.sum()):,} images; lengths in {bold(lengths.folder)}",
             highlight=False,
             soft_wrap=True,
         )

@@ -15,6 +15,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from flamingo_lite.commands.common import bold
 from flamingo_lite.errors import FlamingoError
 from flamingo_lite.names import check_choice
 
@@ -124,7 +125,7 @@ def _show(job: "Job", summary: "Summary", asker: "Asker", console: "Console") ->
 
     from flamingo_lite.commands.data_convert import show_counts
 
-    where = f"[bold]{escape(str(job.directory))}[/bold]"
+    where = bold(job.directory)
     if not summary.is_new:
         console.print(
             f"{summary.documents:,} documents are in {where} already; --overwrite makes them anew",

@@ -6,7 +6,7 @@ The same settings give the same bytes, whatever the number of worker processes. 
 import argparse
 from typing import TYPE_CHECKING, Any
 
-from flamingo_lite.commands.common import add_config_arguments, configs
+from flamingo_lite.commands.common import add_config_arguments, bold, configs
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -31,7 +31,7 @@ def run(arguments: argparse.Namespace) -> None:
         console = Console()
         directory = make_shards(config.data, console, arguments.overwrite)
         console.print(
-            f"{config.data.samples:,} documents in [bold]{directory}[/bold]", highlight=False, soft_wrap=True
+            f"{config.data.samples:,} documents in {bold(directory)}", highlight=False, soft_wrap=True
         )
 
 

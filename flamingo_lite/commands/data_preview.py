@@ -5,6 +5,8 @@ Everything on it is escaped; the page loads nothing and runs no script."""
 
 import argparse
 
+from flamingo_lite.commands.common import bold
+
 SUMMARY = "write a page that shows documents as a reader would see them"
 
 
@@ -45,4 +47,4 @@ def run(arguments: argparse.Namespace) -> None:
         directory=arguments.directory, documents=documents, total=len(shards), seed=arguments.seed,
     )  # fmt: skip
     path = write_atomically(Path(arguments.output), html)
-    Console().print(f"{len(documents):,} documents in [bold]{path}[/bold]", highlight=False, soft_wrap=True)
+    Console().print(f"{len(documents):,} documents in {bold(path)}", highlight=False, soft_wrap=True)

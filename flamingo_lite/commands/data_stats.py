@@ -6,6 +6,8 @@ Lengths are in characters, or in tokens with --tokenizer. Images are known by th
 import argparse
 from typing import TYPE_CHECKING, Any
 
+from flamingo_lite.commands.common import bold
+
 if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
@@ -46,7 +48,7 @@ def run(arguments: argparse.Namespace) -> None:
     show(stats, console)
     if arguments.output is not None:
         path = write_page(stats, arguments.directory, arguments.output)
-        console.print(f"page with figures: [bold]{path}[/bold]", highlight=False, soft_wrap=True)
+        console.print(f"page with figures: {bold(path)}", highlight=False, soft_wrap=True)
 
 
 def measured_by(tokenizer: str | None) -> "tuple[str, Callable[[str], int]]":

@@ -16,7 +16,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from flamingo_lite.commands.common import add_config_arguments, add_multirun_argument, configs
+from flamingo_lite.commands.common import add_config_arguments, add_multirun_argument, bold, configs
 from flamingo_lite.commands.selectors import selectors_of
 from flamingo_lite.commands.subjects import load_on_device, subjects_of
 
@@ -71,9 +71,7 @@ def conclude(results: "Mapping[str, Any]", config: "Config", console: "Console")
         console.print(
             f"{near} answers hang on a choice too close to call (near_tie in samples.jsonl)", highlight=False
         )
-    console.print(
-        f"all figures: [bold]{Path(config.output) / RESULTS}[/bold]", highlight=False, soft_wrap=True
-    )
+    console.print(f"all figures: {bold(Path(config.output) / RESULTS)}", highlight=False, soft_wrap=True)
 
 
 def evaluate_model(

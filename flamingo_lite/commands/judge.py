@@ -17,6 +17,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from flamingo_lite.commands.common import bold
 from flamingo_lite.errors import FlamingoError
 from flamingo_lite.names import check_choice
 
@@ -155,7 +156,6 @@ def _answered(arguments: argparse.Namespace, max_new_tokens: int) -> Path:
 
 
 def _show(found: dict[str, Any], directory: Path, console: "Console") -> None:
-    from rich.markup import escape
     from rich.table import Table
 
     table = Table(title_justify="left")
@@ -172,7 +172,7 @@ def _show(found: dict[str, Any], directory: Path, console: "Console") -> None:
         )  # fmt: skip
     console.print(table)
     console.print(
-        f"all figures in [bold]{escape(str(directory / 'judgement.json'))}[/bold], every reply in verdicts.jsonl",
+        f"all figures in {bold(directory / 'judgement.json')}, every reply in verdicts.jsonl",
         highlight=False, soft_wrap=True,
     )  # fmt: skip
 

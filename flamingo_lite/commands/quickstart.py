@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import flamingo_lite
-from flamingo_lite.commands.common import add_config_arguments, configs
+from flamingo_lite.commands.common import add_config_arguments, bold, configs
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -79,7 +79,7 @@ def quickstart(config: "Config", console: "Console", fresh: bool = False) -> Non
         # Each hash holds the one before: a step is done again when anything before it has changed.
         done_with = settings_sha256(step, config, done_with)
         stamp = output / STAMPS / step.name
-        head = f"[bold]\\[{number}/{len(STEPS)}] {step.says}[/bold]"
+        head = bold(f"[{number}/{len(STEPS)}] {step.says}")
         if is_done(output, step, done_with):
             console.print(
                 f"{head}: [green]already there[/green] in {output / step.product}",

@@ -9,7 +9,7 @@ hydra/launcher=slurm on a cluster: docs/clusters.md."""
 import argparse
 from typing import TYPE_CHECKING
 
-from flamingo_lite.commands.common import add_config_arguments, add_multirun_argument, runs
+from flamingo_lite.commands.common import add_config_arguments, add_multirun_argument, bold, runs
 from flamingo_lite.errors import FlamingoError
 
 if TYPE_CHECKING:
@@ -53,7 +53,7 @@ def train(config: "Config", console: "Console") -> str:
     ranks = started_ranks(config.trainer)
     directory = run_stage(config, console)
     is_speaker = not is_supervised() and (ranks is None or ranks.is_first)
-    return f"the model is in [bold]{directory}[/bold]" if is_speaker else ""
+    return f"the model is in {bold(directory)}" if is_speaker else ""
 
 
 def take_launcher(arguments: argparse.Namespace) -> list[str]:
