@@ -109,8 +109,8 @@ def test_every_image_is_encoded_once_over_the_whole_evaluation(checkpoint: Path)
 
 def test_a_killed_evaluation_goes_on_to_the_same_bytes(checkpoint: Path, tmp_path: Path) -> None:
     whole, killed = tmp_path / "whole", tmp_path / "killed"
-    evaluate_all([subject(checkpoint, 1)], asked(batch_size=1, queries=12), whole)
-    (process,) = ranks_helper.start(1, evaluate_on_ranks, checkpoint, killed, 1, 12)
+    evaluate_all([subject(checkpoint, 1)], asked(batch_size=1, queries=6), whole)
+    (process,) = ranks_helper.start(1, evaluate_on_ranks, checkpoint, killed, 1, 6)
     answers = killed / journal.FOLDER / "0000.jsonl"
     until = time.monotonic() + 60
     while not (answers.exists() and answers.read_bytes().count(b"\n") > 12):
@@ -121,8 +121,8 @@ def test_a_killed_evaluation_goes_on_to_the_same_bytes(checkpoint: Path, tmp_pat
     process.join()
     assert not (killed / "samples.jsonl").exists()
     before = journal.read(killed)
-    assert 0 < len(before) < 12 * 18
-    evaluate_all([subject(checkpoint, 1)], asked(batch_size=1, queries=12), killed, resume=True)
+    assert 0 < len(before) < 6 * 18
+    evaluate_all([subject(checkpoint, 1)], asked(batch_size=1, queries=6), killed, resume=True)
     assert samples(killed) == samples(whole)
 
 

@@ -114,6 +114,7 @@ def test_fsdp2_shares_frozen_parameters_too(trained: dict[str, Path]) -> None:
     assert max(of_rank["mine"] for of_rank in found) < 0.6 * found[0]["all"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "collective"), [("ddp", "c10d::allreduce_"), ("fsdp2", "c10d::_reduce_scatter_base_")]
 )
