@@ -7,12 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from huggingface_hub import constants, snapshot_download
-from huggingface_hub.errors import HfHubHTTPError
 from transformers import AddedToken, PreTrainedTokenizerBase
 
+from flamingo_lite.checkpoints.hub import snapshot
 from flamingo_lite.document import END_OF_CHUNK, IMAGE_TOKEN
-from flamingo_lite.errors import FlamingoError, first_line
+from flamingo_lite.errors import FlamingoError
 from flamingo_lite.models.language import LanguageConfig, load_tokenizer
 from flamingo_lite.models.tower import VisionConfig
 from flamingo_lite.names import check_choice
@@ -80,14 +79,7 @@ def download(name: str) -> Path | None:
     organisation, _, release = name.partition("/")
     if organisation != "openflamingo" or release not in RELEASES:
         return None
-    try:
-        return Path(
-            snapshot_download(name, allow_patterns=[CHECKPOINT], local_files_only=constants.HF_HUB_OFFLINE)
-        )
-    except (OSError, ValueError, HfHubHTTPError) as error:
-        raise FlamingoError(
-            f"cannot fetch {CHECKPOINT} of {name}: {first_line(error)}; expected it in the local cache, or a network"
-        ) from error
+    return snapshot(name, [CHECKPOINT], f"{CHECKPOINT} of {name}")
 
 
 def read_parts(directory: Path) -> Parts:

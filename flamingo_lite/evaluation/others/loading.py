@@ -4,12 +4,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from huggingface_hub import constants, snapshot_download
-from huggingface_hub.errors import HfHubHTTPError
 from safetensors import SafetensorError
 
 from flamingo_lite.checkpoints.foreign import read_json
 from flamingo_lite.checkpoints.formats import format_of
+from flamingo_lite.checkpoints.hub import snapshot
 from flamingo_lite.checkpoints.io import MANIFEST
 from flamingo_lite.errors import FlamingoError, first_line
 from flamingo_lite.models.configuration import VisionLanguageConfig
@@ -53,21 +52,7 @@ def fetched(name: str, revision: str | None) -> Path:
 
     Errors: `FlamingoError` for one that is neither here nor to be had.
     """
-    try:
-        return Path(
-            snapshot_download(
-                name,
-                revision=revision,
-                allow_patterns=list(FILES),
-                # Said aloud: some versions ask the hub for what is in a known commit, even there.
-                local_files_only=constants.HF_HUB_OFFLINE,
-            )
-        )
-    except (OSError, ValueError, HfHubHTTPError) as error:
-        at = "" if revision is None else f" at {revision}"
-        raise FlamingoError(
-            f"cannot fetch {name}{at}: {first_line(error)}; expected it in the local cache, or a network"
-        ) from error
+    return snapshot(name, FILES, name if revision is None else f"{name} at {revision}", revision)
 
 
 def load_processor(directory: Path) -> Any:
