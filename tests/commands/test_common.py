@@ -11,6 +11,6 @@ from flamingo_lite.commands.common import bold
 
 @given(st.text("ab/.=,[] ", min_size=1))
 def test_a_path_is_printed_whole_whatever_brackets_stand_in_it(path: str) -> None:
-    console = Console(file=io.StringIO(), width=80)
-    console.print(f"in {bold(path)}, all", highlight=False, soft_wrap=True)
-    assert console.file.getvalue() == f"in {path}, all\n"  # type: ignore[attr-defined]  # a StringIO, typed as IO
+    printed = io.StringIO()
+    Console(file=printed, width=80).print(f"in {bold(path)}, all", highlight=False, soft_wrap=True)
+    assert printed.getvalue() == f"in {path}, all\n"
