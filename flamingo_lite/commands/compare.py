@@ -167,21 +167,31 @@ def systems_table(plans: "Mapping[str, SystemPlan]") -> "Table":
     """What is compared, and what its training takes."""
     from rich.table import Table
 
+    from flamingo_lite.evaluation.tables import FACTS
+
     table = Table(title="Systems", title_justify="left")
     table.add_column("")
     for name in plans:
         table.add_column(name, justify="right", overflow="fold")
-    for quantity, values in {
-        "parameters": [f"{plan.parameters:,}" for plan in plans.values()],
-        "of these trained": [f"{plan.trainable:,}" for plan in plans.values()],
-        "media tokens an image": [str(plan.media_tokens) for plan in plans.values()],
-        "tokens a document": [f"{plan.tokens:.1f}" for plan in plans.values()],
-        "documents": [f"{plan.documents:,}" for plan in plans.values()],
-        "steps": [f"{plan.steps:,}" for plan in plans.values()],
-        "TFLOPs": ["" if plan.flops is None else f"{plan.flops / 1e12:,.1f}" for plan in plans.values()],
-    }.items():
-        table.add_row(quantity, *values)
+    known = [_facts(plan) for plan in plans.values()]
+    for quantity, show in FACTS.items():
+        if any(values := [show(facts) for facts in known]):
+            table.add_row(quantity, *values)
+    table.add_row("training steps", *(f"{plan.steps:,}" for plan in plans.values()))
     return table
+
+
+def _facts(plan: "SystemPlan") -> dict[str, Any]:
+    """What the report calls a system's facts, as far as they are known before it is trained."""
+    return {
+        "fusion": plan.config.model.fusion.name,
+        "parameters": plan.parameters,
+        "trainable": plan.trainable,
+        "media_tokens": plan.media_tokens,
+        "tokens_a_document": round(plan.tokens, 2),
+        "documents": plan.documents,
+        "training_flops": plan.flops,
+    }
 
 
 def delete_products(output: Path, systems: "Mapping[str, Any]") -> None:
@@ -330,13 +340,7 @@ def _write_systems(
             "runs": [str(run.relative_to(output)) for run in runs],
             "renderings": renderings,
             "seeds": list(base.compare.seeds),
-            "fusion": plan.config.model.fusion.name,
-            "parameters": plan.parameters,
-            "trainable": plan.trainable,
-            "media_tokens": plan.media_tokens,
-            "tokens_a_document": round(plan.tokens, 2),
-            "documents": plan.documents,
-            "training_flops": plan.flops,
+            **_facts(plan),
             "training_seconds": [_training_seconds(run) for run in runs],
             **_cost(name, runs[0] / MODEL, prompts, base, before.get(name, {}), console),
         }
